@@ -55,7 +55,7 @@ class HardConcrete(StraightThroughGate):
         start = int(torch.randint(len(noise) - weight.numel() + 1, ()))
         section = noise.as_strided(score.shape, score.stride(), start)
         now = self.join_pass()
-        product: Tensor = HardConcreteFunction.apply(weight, now.anchor, section, now.kept, self.place)
+        product: Tensor = HardConcreteFunction.apply(weight, now.anchor, section, now.kept, self.index)
         return product
 
     @staticmethod
@@ -76,17 +76,17 @@ class HardConcreteFunction(torch.autograd.Function):
     """W' = W z; backward: dL/dW = dL/dW' z; the gradient of the scores is that of their group."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, anchor: Tensor, noise: Tensor, kept: KeptTensors, place: int) -> Tensor:
-        gate = torch.add(noise, kept.scores[place], alpha=1 / BETA)
+    def forward(ctx: Any, weight: Tensor, anchor: Tensor, noise: Tensor, kept: KeptTensors, index: int) -> Tensor:
+        gate = torch.add(noise, kept.scores[index], alpha=1 / BETA)
         gate.sigmoid_().mul_(HIGH - LOW).add_(LOW).clamp_(0, 1)
-        ctx.kept, ctx.place = kept, place
+        ctx.kept, ctx.index = kept, index
         ctx.save_for_backward(weight, gate)
         return weight * gate
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         grad, (weight, gate), kept = grads[0], ctx.saved_tensors, ctx.kept
-        kept.keep(ctx.place, weight, gate, grad)
+        kept.keep(ctx.index, weight, gate, grad)
         return gate.mul_(grad) if kept.alone else gate * grad, None, None, None, None
 
 

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors  # one operation for a whole group
 
 from sparsesoup.core.granularity import Block, Element
 
 SAMPLE = 1 << 14  # scores sampled for the value of a penalty; its gradient is exact
 SMALL = 1 << 14  # scores of a gate that joins a group; larger ones are not copied
-REGISTERS = 64  # floats in the vector registers of a step of a loop, or a multiple of them, on every CPU
+REGISTERS = 64  # a multiple of the floats that a vectorized loop takes at once, on every CPU
 TOTAL = 1 << 18  # scores of a group, which fit the cache
 
 
@@ -23,7 +23,7 @@ class PenalisedGate(Protocol):
     shift: float | None
     block: Block
     group: "ScoreGroup | None"
-    place: int
+    index: int
     opened: "GatePass | None"
 
     @staticmethod
@@ -57,8 +57,8 @@ class ScoreGroup:
     def __init__(self, gates: Sequence[PenalisedGate]) -> None:
         self.gates = list(gates)
         self._open: GatePass | None = None
-        for place, gate in enumerate(self.gates):
-            gate.group, gate.place = self, place
+        for index, gate in enumerate(self.gates):
+            gate.group, gate.index = self, index
 
     def join(self, gate: PenalisedGate) -> GatePass:
         """Return the pass that the gate takes part in: the open one, or a new one if that has begun another use."""
@@ -68,13 +68,13 @@ class ScoreGroup:
             scores = [one.score for one in self.gates]
             kept = KeptTensors(scores, float(gate.shift or 0.0), gate.task_gradient)
             now = self._open = GatePass(kept, *GroupedScores.apply(kept, *scores))
-        now.kept.used.add(gate.place)
+        now.kept.used.add(gate.index)
         gate.opened = now
         return now
 
 
 class KeptTensors:
-    """What the gates of a pass keep in its backward pass, and the gradients made of it.
+    """Tensors that the gates of a pass keep for its backward pass, and the gradients computed from them.
 
     Args:
         scores: scores of all gates of the group.
@@ -85,7 +85,7 @@ class KeptTensors:
     def __init__(self, scores: Sequence[Tensor], shift: float, task_gradient: Callable[..., Tensor]) -> None:
         self.scores, self.shift, self.task_gradient = scores, shift, task_gradient
         self.alone = len(scores) == 1
-        self._order = sorted(range(len(scores)), key=lambda place: scores[place].numel())
+        self._order = sorted(range(len(scores)), key=lambda index: scores[index].numel())
         self.used: set[int] = set()
         self._versions = [score._version for score in scores]
         self._parts: dict[int, tuple[Tensor, ...]] = {}
@@ -93,24 +93,24 @@ class KeptTensors:
 
     def takes(self, gate: PenalisedGate) -> bool:
         """Return False if the gate is in the pass, its scores have changed since, or the backward pass has begun."""
-        place = gate.place
-        same = self.scores[place] is gate.score and self._versions[place] == gate.score._version
-        return same and place not in self.used and not self._begun
+        index = gate.index
+        same = self.scores[index] is gate.score and self._versions[index] == gate.score._version
+        return same and index not in self.used and not self._begun
 
-    def keep(self, place: int, *parts: Tensor) -> None:
+    def keep(self, index: int, *parts: Tensor) -> None:
         """Keep tensors of a gate, each of the shape of its scores; of a gate alone, the gradient at once."""
         self._begun = True
-        self._parts[place] = (self.task_gradient(*parts),) if self.alone else parts
+        self._parts[index] = (self.task_gradient(*parts),) if self.alone else parts
 
     def shares(self) -> Tensor:
         """Return the mean probability of an open gate for each gate."""
         if self.alone:
             self._flat = self.scores[0]
             return mean_gate_probability(self._flat, self.shift)[None]
-        self._flat = _join([self.scores[place] for place in self._order])
+        self._flat = _join([self.scores[index] for index in self._order])
         open_ = (self._flat - self.shift).sigmoid_()
         means, begin = [], 0
-        for size, run in groupby(self._order, key=lambda place: self.scores[place].numel()):
+        for size, run in groupby(self._order, key=lambda index: self.scores[index].numel()):
             count = len(list(run))
             means.append(open_[begin : begin + count * size].view(count, size).mean(1))
             begin += count * size
@@ -125,28 +125,28 @@ class KeptTensors:
         """
         parts, self._parts = self._parts, {}
         due = parts.keys() if pulls is None else parts.keys() | self.used
-        places = [place for place in self._order if place in due]
+        indices = [index for index in self._order if index in due]
         found: list[Tensor | None] = [None] * len(self.scores)
-        if not places:
+        if not indices:
             return found
-        some = [self.scores[place] for place in places]
-        slope = self._task_gradients(parts, places)
+        some = [self.scores[index] for index in indices]
+        slope = self._task_gradients(parts, indices)
         if pulls is not None:
-            each = pulls[0] / some[0].numel() if self.alone else _spread(pulls, places, some)
-            flat = self._flat if len(places) == len(self.scores) else _join(some)
+            each = pulls[0] / some[0].numel() if self.alone else _spread(pulls, indices, some)
+            flat = self._flat if len(indices) == len(self.scores) else _join(some)
             add_penalty_gradient_(slope, flat, self.shift, each)
         if self.alone:
             return [slope]
-        for place, part in zip(places, _unflatten_dense_tensors(slope, some), strict=True):
-            found[place] = part
+        for index, part in zip(indices, _unflatten_dense_tensors(slope, some), strict=True):
+            found[index] = part
         return found
 
-    def _task_gradients(self, parts: dict[int, tuple[Tensor, ...]], places: Sequence[int]) -> Tensor:
-        """Return the gradients of the loss at these places; 0 at those whose weights did not reach it."""
+    def _task_gradients(self, parts: dict[int, tuple[Tensor, ...]], indices: Sequence[int]) -> Tensor:
+        """Return the gradients of the loss at these indices; 0 at those whose weights did not reach it."""
         if not parts:
-            return torch.zeros_like(_join([self.scores[place] for place in places]))
+            return torch.zeros_like(_join([self.scores[index] for index in indices]))
         count = len(next(iter(parts.values())))
-        table = [parts.get(place) or (torch.zeros_like(self.scores[place]),) * count for place in places]
+        table = [parts.get(index) or (torch.zeros_like(self.scores[index]),) * count for index in indices]
         flat = [_join(column) for column in zip(*table, strict=True)]
         return flat[0] if self.alone else self.task_gradient(*flat)
 
@@ -181,8 +181,8 @@ def group_gates(gates: Iterable[PenalisedGate]) -> None:
 
 
 def _is_small(gate: PenalisedGate) -> bool:
-    # Of a loop over a tensor, the last entries that do not fill a few vector registers are rounded otherwise: a gate
-    # whose length divides by that has the same bits wherever it lies in the group.
+    # Torch rounds the last entries of a tensor, those that do not fill its vector registers, in another way. A gate
+    # whose length is a multiple of REGISTERS has none of them, so its bits do not depend on its index in the group.
     return gate.block == Element and gate.score.numel() <= SMALL and gate.score.numel() % REGISTERS == 0
 
 
@@ -191,7 +191,7 @@ def shares_of(gates: Sequence[PenalisedGate]) -> Tensor:
     assert gates[0].opened is not None
     shares = gates[0].opened.shares
     every = len(gates) == len(shares)
-    return shares if every else shares[torch.tensor([gate.place for gate in gates], device=shares.device)]
+    return shares if every else shares[torch.tensor([gate.index for gate in gates], device=shares.device)]
 
 
 def mean_gate_probability(score: Tensor, shift: float | None) -> Tensor:
@@ -217,7 +217,7 @@ def _join(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else _flatten_dense_tensors(tensors)
 
 
-def _spread(pulls: Tensor, places: Sequence[int], scores: Sequence[Tensor]) -> Tensor:
+def _spread(pulls: Tensor, indices: Sequence[int], scores: Sequence[Tensor]) -> Tensor:
     """Return the pull on each score of these gates."""
     sizes = torch.tensor([score.numel() for score in scores], device=pulls.device)
-    return (pulls[torch.tensor(places, device=pulls.device)] / sizes).repeat_interleave(sizes)
+    return (pulls[torch.tensor(indices, device=pulls.device)] / sizes).repeat_interleave(sizes)

@@ -23,7 +23,7 @@ def sample_flat(tensor: Tensor, most: int) -> Tensor:
 
 
 def sample_scores(scores: Iterable[Tensor], most: int) -> tuple[Tensor, list[int]]:
-    """Return (the samples of several tensors, one behind the other, the length of each)."""
+    """Return (the samples of several tensors, concatenated, and the length of each)."""
     parts = [sample_flat(score, most) for score in scores]
     return torch.cat(parts), [len(part) for part in parts]
 
@@ -35,7 +35,7 @@ def weighted_quantiles(scores: Tensor, weights: Sequence[float], lengths: Sequen
     reached, and only the scores that have it are looked at again. It takes a tenth of the time of a sort.
 
     Args:
-        scores: scores of several tensors, one behind the other.
+        scores: scores of several tensors, concatenated.
         weights, lengths: for each tensor the weight of one of its scores, and their number.
         shares: shares of the whole weight, from 0 to 1.
 
@@ -79,12 +79,12 @@ def _reach(keys: Any, weights: Any, goals: Sequence[float], unit: float = 1.0, b
     shift = max(0, (int(keys.max()) - least).bit_length() - DIGIT)
     digits = (keys - least) >> shift
     sums = below + unit * np.cumsum(np.bincount(digits, weights))
-    places = np.searchsorted(sums.astype(np.float32), np.array(goals, np.float32)).clip(0, len(sums) - 1).tolist()
+    reached = np.searchsorted(sums.astype(np.float32), np.array(goals, np.float32)).clip(0, len(sums) - 1).tolist()
     if not shift:
-        return [least + place for place in places]
+        return [least + digit for digit in reached]
     found: dict[int, int] = {}  # number of a goal -> key
-    for place in set(places):
-        few, numbers = np.flatnonzero(digits == place), [i for i, p in enumerate(places) if p == place]
-        start, some = float(sums[place - 1]) if place else below, None if weights is None else weights[few]
+    for digit in set(reached):
+        few, numbers = np.flatnonzero(digits == digit), [i for i, d in enumerate(reached) if d == digit]
+        start, some = float(sums[digit - 1]) if digit else below, None if weights is None else weights[few]
         found |= zip(numbers, _reach(keys[few], some, [goals[i] for i in numbers], unit, start), strict=True)
     return [found[number] for number in range(len(goals))]

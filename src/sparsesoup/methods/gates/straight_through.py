@@ -28,7 +28,7 @@ class StraightThroughGate(nn.Module):
         self.score, self.block, self.coupled, self.member = score, block, coupled, member
         self.shift = shift if member == 0 else None  # once per coupled groups
         self.group: ScoreGroup | None = None
-        self.place = 0
+        self.index = 0
         self.opened: GatePass | None = None
         self.level: Tensor
         self.register_buffer("level", torch.tensor(-torch.inf))
@@ -49,7 +49,7 @@ class StraightThroughGate(nn.Module):
     @property
     def share(self) -> Tensor | None:
         """The mean of sigmoid(score - shift), for the penalty; None if the gate was not used in training."""
-        return None if self.opened is None else self.opened.shares[self.place]
+        return None if self.opened is None else self.opened.shares[self.index]
 
     @staticmethod
     def task_gradient(*kept: Tensor) -> Tensor:
@@ -106,12 +106,12 @@ class PenalisedMask(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, anchor: Tensor, gate: StraightThroughGate, kept: KeptTensors) -> Any:
         ctx.gate, ctx.kept = gate, kept
-        return masked_and_saved(ctx, weight, kept.scores[gate.place], gate.level)
+        return masked_and_saved(ctx, weight, kept.scores[gate.index], gate.level)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         of_weight, of_score = masked_gradients(ctx, grads[0])
-        ctx.kept.keep(ctx.gate.place, of_score)
+        ctx.kept.keep(ctx.gate.index, of_score)
         return of_weight, None, None, None
 
 
