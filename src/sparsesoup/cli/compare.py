@@ -90,7 +90,7 @@ def _add_changes(made: CommandParser) -> None:
         add(f"--{key}", f"--{one}", nargs="+", type=kind, metavar=one.upper(), help=f"one or more {key}")
     add("--steps", type=int, help="T, the steps of one fine-tuning")
     add("--epochs", type=float, help="T in epochs")
-    add("--drop-unlabelled", nargs="?", const=True, metavar="{true,false}", help="drop rows without a label",
+    add("--drop-unlabelled", nargs="?", const=True, metavar="{true,false}", help=OF_DATA["drop_unlabelled"],
         type=lambda text: flag_value(bool, text, "drop_unlabelled"))  # fmt: skip
     for key, meaning in OF_DATA.items():
         if key != "drop_unlabelled":

@@ -66,8 +66,8 @@ def require(holds: bool, setting: str, allowed: str, value: object) -> None:
     sparsesoup.core.errors.UserError: cut: must be in (0, 1), got 2
     """
     if not holds:
-        told = one_line(value)
-        raise UserError(f"must be {allowed}, got {told if len(told) < 300 else f'{told[:150]} ...'}", setting)
+        shown = one_line(value)
+        raise UserError(f"must be {allowed}, got {shown if len(shown) < 300 else f'{shown[:150]} ...'}", setting)
 
 
 def list_names(names: Collection[object], most: int = 6) -> str:

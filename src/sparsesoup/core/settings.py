@@ -74,7 +74,7 @@ def fill_settings(default: T, table: Mapping[Any, Any], group: str = "") -> T:
             raise unknown_setting(join_names(group, name), [s.name for s in settings_of(default, group)])
         values[name] = as_type(hints[name], value, join_names(group, name), getattr(default, name))
     try:
-        return replace(default, **values)  # type: ignore[type-var]
+        return replace(default, **values)  # type: ignore[type-var]  # T is a dataclass
     except UserError as error:
         raise error.in_group(group) from error
 
@@ -91,7 +91,7 @@ class TypedSettings:
                 convert_types_(self)
                 own(self)
 
-            cls.__post_init__ = convert_first  # type: ignore[method-assign]
+            cls.__post_init__ = convert_first  # type: ignore[method-assign]  # it wraps the class's own
 
     def __post_init__(self) -> None:
         convert_types_(self)
@@ -168,7 +168,7 @@ def as_type(kind: Any, value: Any, field: str, default: Any = None) -> Any:
         if option is float and type(value) is int and abs(value) < 10**FLOAT_DIGITS:
             return float(value)
         if is_dataclass(option) and isinstance(value, Mapping):
-            return fill_settings(option(), value, field)  # type: ignore[operator]
+            return fill_settings(option(), value, field)  # type: ignore[operator]  # a dataclass with defaults
         kinds = parts[:1] * len(value) if ... in parts and isinstance(value, (list, tuple)) else parts
         if origin is tuple and isinstance(value, (list, tuple)) and len(kinds) == len(value):
             return tuple(as_type(k, v, f"{field}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))

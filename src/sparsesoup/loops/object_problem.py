@@ -115,8 +115,8 @@ def _finite_numbers(scores: Mapping[str, Any]) -> dict[str, float]:
     plain = {n: v.item() if hasattr(v, "reshape") and len(v.reshape(-1)) == 1 else v for n, v in scores.items()}
     found = {name: float(v) for name, v in plain.items() if isinstance(v, Real) and math.isfinite(v)}
     for name in plain.keys() - found.keys():
-        said = one_line(repr(scores[name]))[:60]
-        warnings.warn(f"compute_metrics: {name} is no finite number ({said}), and is left out", stacklevel=2)
+        text = one_line(repr(scores[name]))[:60]
+        warnings.warn(f"compute_metrics: {name} is no finite number ({text}), and is left out", stacklevel=2)
     return found
 
 
