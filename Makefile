@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
+# Modules are compiled when they are first imported: to compile all of them takes longer than the rest of the installation.
+INSTALL := -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 # Compiled modules are kept: each process would compile the package, and each worker all tests.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo fast test suite slow test-cpu check bench bench-memory tables docs dist versions clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(BIN)/python examples/demo.py
 
 # A process a core and one more, since some wait for what they started, but no more than memory has room for; each file
@@ -58,7 +61,7 @@ tables: $(READY)
 
 # The documentation as a site in site/. A warning, such as a link that leads nowhere, is an error.
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python $(INSTALL) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 # Wheel and sdist in dist/, each installed into an empty environment that runs the README's example.
@@ -69,10 +72,16 @@ dist: $(READY)
 versions: $(READY)
 	$(BIN)/python tests/check_versions.py --out benchmarks/results/tests/versions.json
 
+# The demo needs neither the exporters nor Ray nor the tests' packages.
+$(DEMO): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(INSTALL) -e '.[demo]'
+	touch $(DEMO)
+
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
-	touch $(READY)
+	$(BIN)/python $(INSTALL) -e '.[demo,dev]'
+	touch $(DEMO) $(READY)
 
 clean:
 	rm -rf $(VENV) runs build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
