@@ -18,11 +18,11 @@ Scores = dict[str, dict[Cell, dict[int, float]]]  # row -> cell -> seed -> score
 
 def scores_by_cell(result: Mapping[str, Any], split: str) -> Scores:
     """Return the first score of every run; a dense run stands in every cell of its dataset."""
-    cells = sorted({(run["dataset"], run["asked"]) for run in result["runs"] if run["asked"] is not None})
+    cells = sorted({(run["dataset"], run["target"]) for run in result["runs"] if run["target"] is not None})
     found: Scores = {row: {} for row in result["recipe"]["methods"]}
     for run in result["runs"]:
         for cell in cells:
-            if cell == (run["dataset"], run["asked"]) or (run["asked"] is None and cell[0] == run["dataset"]):
+            if cell == (run["dataset"], run["target"]) or (run["target"] is None and cell[0] == run["dataset"]):
                 found[run["row"]].setdefault(cell, {})[run["seed"]] = selecting_score(run, split)
     return found
 

@@ -134,7 +134,7 @@ def zero_shot_rows(found: dict[str, Any]) -> str:
     for name, scores in found["zero_shot"].items():
         role = "transfer" if name in found["recipe"]["transfer"] else "in-domain"
         rows.append([name, role, f"{100 * scores['accuracy']:.1f}"])
-    cost = found["cost"]["strong"]
+    cost = found["cost"]["main"]
     told = f"After {cost['steps']:,} steps, {cost['seconds'] / 60:.0f} minutes on {found['machine']}."
     return markdown(["images", "for the CLIP", "zero-shot accuracy of held-out training rows"], rows, told)
 

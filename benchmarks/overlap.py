@@ -26,7 +26,7 @@ def tickets_of(result: dict[str, Any], out: Path) -> dict[str, list[Masks]]:
     """Return row -> the masks of its runs that are there, without rows that keep every weight."""
     found: dict[str, list[Masks]] = {}
     for run in result["runs"]:
-        if run["asked"] is not None and (ticket := out / run["run"] / "model" / "pruning").is_dir():
+        if run["target"] is not None and (ticket := out / run["run"] / "model" / "pruning").is_dir():
             found.setdefault(run["row"], []).append(load_masks(ticket.parent)[0])
     return found
 

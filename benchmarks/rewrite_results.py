@@ -74,7 +74,7 @@ def as_study(path: str, result: dict[str, Any]) -> dict[str, Any]:
     for run in (run for run in result["cells"] if not run.get("missing")):
         (commit, command), dense = origin[mark(run)], run["sparsity"]["kept"] == run["sparsity"]["total"]
         place = {"model": result["study"]["model"], "dataset": result["study"]["dataset"]}
-        place["asked"] = None if dense else run["sparsity"]["asked"]
+        place["target"] = None if dense else run["sparsity"]["target"]
         runs.append({"row": run["row"], **place, **run, "command": command, "commit": commit})
     script, recipe = "curve" if name.startswith("curve") else "study", name.removesuffix("-first")
     command = f"python benchmarks/{script}.py benchmarks/experiments/{recipe}.yaml"

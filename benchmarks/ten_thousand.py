@@ -61,7 +61,7 @@ def drive(trials: int, address: str, seconds: float) -> None:
         def __call__(self, job: TrialJob) -> None:
             time.sleep(seconds)
             model, dataset, sparsity = job.trial.column_of
-            own = {"row": job.trial.row, "model": model, "dataset": dataset, "asked": sparsity, "seed": job.trial.seed}
+            own = {"row": job.trial.row, "model": model, "dataset": dataset, "target": sparsity, "seed": job.trial.seed}
             score = {"accuracy": int(job.trial.trial_key[:4], 16) / 2**16}
             own |= {"run": str(job.trial.path), "validation": score, "test": score}
             with open("done.txt", "a", encoding="utf-8") as file:  # one short line: whole or not at all
@@ -123,7 +123,7 @@ def check_study(folder: Path, trials: int) -> dict[str, Any]:
     parquet = pandas.read_parquet(study / "study.parquet")
     assert len(runs) == len(parquet) == trials
     assert [json.loads(text) for text in parquet["record"]] == runs
-    assert len({(run["row"], run["asked"], run["seed"]) for run in runs}) == trials
+    assert len({(run["row"], run["target"], run["seed"]) for run in runs}) == trials
     times = Counter((folder / "done.txt").read_text(encoding="utf-8").split())
     assert len(times) == trials
     return {"trials": trials, "done twice": sum(times.values()) - trials}

@@ -79,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in FAMILIES:
         checkpoint(folder / family, family)
     reviews(folder / "reviews")
-    squad(folder / "asked")
+    squad(folder / "questions")
     return folder
 
 
@@ -188,7 +188,7 @@ class Watch(Observer):
         if record:  # a batch of the validation has none
             self.records.append(dict(record))
 
-    def curve(self, name: str, label: str = "strong") -> list[Any]:
+    def curve(self, name: str, label: str = "main") -> list[Any]:
         return [r[name] for r in self.records if r["label"] == label]
 
 
@@ -253,7 +253,7 @@ def watched() -> Iterator[Watch]:
 @pytest.fixture
 def inside(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Work in a folder with models and data by short names, as a user has them."""
-    for name in ("bert", "distilbert", "reviews", "asked"):
+    for name in ("bert", "distilbert", "reviews", "questions"):
         (tmp_path / name).symlink_to(place / name)
     monkeypatch.chdir(tmp_path)
 

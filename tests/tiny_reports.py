@@ -37,14 +37,14 @@ def log(method: str, steps: int, draw: random.Random) -> list[dict[str, Any]]:
 
     if method == "isp":
         for stage in range(6):
-            stretch("strong", stage * steps // 12, steps // 12, 0.9 * (1 - (1 - stage / 6) ** 3))
+            stretch("main", stage * steps // 12, steps // 12, 0.9 * (1 - (1 - stage / 6) ** 3))
             for _ in range(4):
                 stretch("weak", (stage + 1) * steps // 12, max(1, steps // 100), 0.9 * (1 - (1 - stage / 6) ** 3))
-        stretch("strong", steps // 2, steps // 4, 0.9)
+        stretch("main", steps // 2, steps // 4, 0.9)
     else:
         for number in range(11 if method == "imp" else 0):
             stretch("search", 0, steps, 1 - 0.8**number)
-        stretch("strong", 0, steps, 0.9 if method == "imp" else 0.0)
+        stretch("main", 0, steps, 0.9 if method == "imp" else 0.0)
     return lines
 
 
@@ -56,14 +56,14 @@ def write_run(run: Path, method: str = "isp", steps: int = 120, layers: int = 3,
          "same": 0.981 + 0.001 * i, "unanimous": 0.962 + 0.001 * i, "overlap": 0.953 - 0.011 * i}
         for i in range(1, 7)
     ]  # fmt: skip
-    counts = {label: sum(line["label"] == label for line in lines) for label in ("search", "weak", "strong")}
+    counts = {label: sum(line["label"] == label for line in lines) for label in ("search", "weak", "main")}
     parts = matrices(gone, layers)
     kept, size = sum(m["kept"] for m in parts), sum(m["total"] for m in parts)
     notes = {"isp": {"stages": stages, "budget": "included", "weak_share": 0.24}, "imp": {"rounds": 11}}
     facts: dict[str, Any] = {
         "format": 1, "method": method, "model": "minilm", "dataset": "glue/cola", "seed": 0, "steps": steps,
         "settings": {"method": {"name": method, "weak_masks": 4}, "train": {"learning_rate": 3.25e-4}, "epochs": 3.0},
-        "sparsity": {"asked": gone, "reached": 1 - kept / size, "kept": kept, "total": size},
+        "sparsity": {"target": gone, "reached": 1 - kept / size, "kept": kept, "total": size},
         "validation": {"matthews": 0.4127}, "test": None,
         "cost": {label: cost(n) for label, n in counts.items() if n} | {"validation": cost(0) | {"flops": 5 * 10**10}},
         "matrices": parts, "notes": notes.get(method, {}), "command": f"sparsesoup prune {method} --dataset glue/cola",

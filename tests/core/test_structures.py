@@ -338,8 +338,8 @@ def test_what_returns_is_small_noise_and_what_stayed_is_as_it_was() -> None:
     assert not same(quiet.weights, ticket.weights)
     assert same(quiet.masks, ticket.masks)
     steps = [label for label, cost in ticket.cost.items() if cost["steps"]]
-    assert steps == ["strong"]
-    assert ticket.cost["strong"]["steps"] == 60
+    assert steps == ["main"]
+    assert ticket.cost["main"]["steps"] == 60
     known = ticket.notes["refill"]
     assert known == {"before": algebra.sparsity(trimmed), "after": ticket.sparsity, "steps": 20}
     assert known["after"] < known["before"]
@@ -404,7 +404,7 @@ def test_heads_are_known_in_every_family_that_can_be_compacted_whole_or_cut(name
 def test_the_report_tells_what_came_back_and_the_terminal_that_it_is_less_than_asked() -> None:
     ticket, *_ = hybrid()
     settings = {"train": {"batch_size": 8, "gradient_accumulation_steps": 1}}
-    sparsity = {"asked": 0.8, "reached": ticket.sparsity}
+    sparsity = {"target": 0.8, "reached": ticket.sparsity}
     facts = {"notes": ticket.notes, "sparsity": sparsity, "settings": settings, "cost": ticket.cost}
     (told,) = [line for line in describe_notes(facts)[0] if "was restored" in line]
     assert "training continued for 20 steps" in told
@@ -422,6 +422,6 @@ def test_the_terminal_says_where_groups_miss_the_sparsity_by_far() -> None:
         "settings": {"train": {"batch_size": 8, "gradient_accumulation_steps": 1}},
         "cost": ticket.cost,
     }
-    (note,) = run_warnings(facts | {"sparsity": {"asked": 0.3, "reached": ticket.sparsity}})
+    (note,) = run_warnings(facts | {"sparsity": {"target": 0.3, "reached": ticket.sparsity}})
     assert note.startswith("37.5 % of the weights are pruned instead of 30.0 %")
-    assert not run_warnings(facts | {"sparsity": {"asked": 0.37, "reached": ticket.sparsity}})
+    assert not run_warnings(facts | {"sparsity": {"target": 0.37, "reached": ticket.sparsity}})

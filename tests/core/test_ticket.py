@@ -161,7 +161,7 @@ def test_a_ticket_pruned_on_stays_within_itself(tmp_path: Path) -> None:
     assert curve[:12] == [pytest.approx(0.5)] * 12
     assert curve[29:] == [pytest.approx(0.9)] * 31
     assert curve == sorted(curve)
-    assert ticket.cost["strong"]["steps"] == 60
+    assert ticket.cost["main"]["steps"] == 60
 
 
 def test_less_sparsity_than_the_tickets_is_refused(tmp_path: Path) -> None:

@@ -441,7 +441,8 @@ def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
 def test_a_page_shows_times_and_reasons(tmp_path):
     write_run(tmp_path)
     found = table(rows=[row(per_second=4.0, dense_per_second=2.0)]) | {
-        "format": 1, "said": ["It is <i>small</i>."], "failed": {"OpenVINO": "openvino is not installed"}, "length": 8,
+        "format": 1, "summary": ["It is <i>small</i>."], "failed": {"OpenVINO": "openvino is not installed"},
+        "length": 8,
         "rounds": 3, "threads": 1, "machine": "x86_64",
     }  # fmt: skip
     (tmp_path / "benchmark.json").write_text(json.dumps(found))

@@ -301,7 +301,7 @@ def test_results_name_configuration_and_split_of_any_dataset(settings, splits, t
 
 
 def test_a_dense_run_is_not_called_pruned():
-    full = {"asked": 0.0, "reached": 0.0, "kept": 8, "total": 8}
+    full = {"target": 0.0, "reached": 0.0, "kept": 8, "total": 8}
     made = ModelCard(render_model_card(NEEDED | {"method": "dense", "sparsity": full}, {}, {}, "me/m", "unknown"))
     assert made.data.tags == ["sparsesoup", "dense"]
     assert "`owner/bert`, fine-tuned by **dense** on `reviews`." in made.text
@@ -321,7 +321,7 @@ def test_a_dense_run_is_not_called_pruned():
     ],
 )
 def test_the_card_says_whether_training_came_before_or_after_pruning(method, steps, removed, start, end):
-    share = {"asked": removed, "reached": removed, "kept": 8, "total": 8}
+    share = {"target": removed, "reached": removed, "kept": 8, "total": 8}
     facts = NEEDED | {"method": method, "steps": steps, "sparsity": share}
     if method == "pela":
         facts["notes"] = {"low_rank": {"compression": 2.0, "weights": 8, "left": 4, "removed": 0.5}}
@@ -477,7 +477,7 @@ def test_what_is_no_finished_run_is_refused(run, tmp_path, capsys):
     [
         ("export.json", {"sizes": "x"}), ("export.json", {"notes": 3}), ("export.json", {"example": 3}),
         ("pruning/ticket.json", {"sparsity": 3}), ("pruning/ticket.json", {"settings": "x"}),
-        ("pruning/ticket.json", {"settings": {"method": "x"}}), ("pruning/ticket.json", {"cost": {"strong": {}}}),
+        ("pruning/ticket.json", {"settings": {"method": "x"}}), ("pruning/ticket.json", {"cost": {"main": {}}}),
     ],
 )  # fmt: skip
 def test_what_does_not_say_what_it_is_is_refused(run, file, damage, tmp_path, capsys):

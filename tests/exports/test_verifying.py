@@ -38,7 +38,7 @@ def run(place, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def spans(place, tmp_path_factory) -> Path:
     """A run on questions."""
-    words = ("--model", place / "distilbert", "--dataset", place / "asked", "--steps", 2, "--sparsity", 0.5)
+    words = ("--model", place / "distilbert", "--dataset", place / "questions", "--steps", 2, "--sparsity", 0.5)
     return prune(tmp_path_factory.mktemp("spans"), "magnitude", *words)
 
 

@@ -119,7 +119,7 @@ def test_a_stopped_pre_training_ends_as_an_undisturbed_one(script, recipe, data,
     assert same(*(weights_of(tmp_path / name / "model") for name in ("whole", "parts")))
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["zero_shot"]["colours"]["accuracy"] >= 0.75  # of three colours; it has learnt what they are called
-    assert found["cost"]["strong"]["steps"] == 40
+    assert found["cost"]["main"]["steps"] == 40
     model = transformers.CLIPModel.from_pretrained(tmp_path / "whole" / "model")
     assert type(transformers.AutoProcessor.from_pretrained(tmp_path / "whole" / "model")) is transformers.CLIPProcessor
     assert model.logit_scale <= math.log(100) + 1e-6

@@ -288,7 +288,7 @@ def test_a_pruned_vit_is_loaded_by_stock_transformers_and_answers_as_it_did(plac
     assert report["sparsity"]["total"] == TOTAL
     assert report["sparsity"]["kept"] == round(0.4 * TOTAL)
     assert report["task"].endswith("from column image (images)")
-    assert report["cost"]["strong"]["tokens"] == report["cost"]["strong"]["examples"]
+    assert report["cost"]["main"]["tokens"] == report["cost"]["main"]["examples"]
     masks = masks_of(run)
     stock, info = transformers.AutoModelForImageClassification.from_pretrained(run / "model", output_loading_info=True)
     assert not any(info.values())

@@ -122,7 +122,7 @@ def test_models_of_images_arrive_whole_too(pictures, refused, tmp_path, source, 
 def test_questions_teachers_copies_and_runs_arrive_whole_too(place, refused, tmp_path):
     """Every road by which a model comes in."""
     broken = edited(place / "bert", tmp_path / "broken", drop=["embeddings.LayerNorm.bias"])
-    refused(line(broken, place / "asked", tmp_path / "runs"), "LayerNorm.bias is missing")
+    refused(line(broken, place / "questions", tmp_path / "runs"), "LayerNorm.bias is missing")
     teacher = classifier(tmp_path / "teacher")
     other = edited(teacher, tmp_path / "other", change={"classifier.weight": nan})
     refused(line(place / "bert", place / "reviews", tmp_path / "runs", "--train.distill.teacher", other),
@@ -352,7 +352,7 @@ def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(place, refused, t
     tool = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     tool.add_tokens([f"new{i}" for i in range(20)])
     tool.save_pretrained(tmp_path / "model")
-    for dataset in ("reviews", "asked"):
+    for dataset in ("reviews", "questions"):
         refused(line(tmp_path / "model", place / dataset, tmp_path / "runs"),
                 "has ids up to 69, the model 64 embeddings", "resize_token_embeddings")  # fmt: skip
 

@@ -27,7 +27,7 @@ TOTAL = 2 * (4 * 16 * 16 + 2 * 16 * 32)
 
 
 def drawn(place, out, family="bert", **more):
-    settings = {"model": str(place / family), "dataset": str(place / "asked"), "sparsity": 0.7, "steps": 20} | more
+    settings = {"model": str(place / family), "dataset": str(place / "questions"), "sparsity": 0.7, "steps": 20} | more
     return library.prune(
         "magnitude", out=out, train={"batch_size": 8, "learning_rate": 0.003}, progress=False, **settings
     )
@@ -116,7 +116,7 @@ def test_the_evaluate_on_test_is_that_of_the_saved_model_with_short_and_long_win
 
 def test_the_command_line_prunes_scores_and_shows_questions(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    line = ["prune", "magnitude", "--model", str(place / "bert"), "--dataset", "asked", "--data-root", str(place),
+    line = ["prune", "magnitude", "--model", str(place / "bert"), "--dataset", "questions", "--data-root", str(place),
             "--sparsity", "0.7", "--steps", "10", "--max-length", "30", "--doc-stride", "5",
             "--out", str(tmp_path)]  # fmt: skip
     assert main(line) == 0
@@ -144,7 +144,7 @@ def test_a_classifier_of_other_classes_becomes_a_model_for_questions(place, tmp_
 
 def test_rows_are_as_long_as_questions_need_or_the_model_takes(place, tmp_path):
     def width(**more):
-        given = ModelAndDataConfig(model=str(tmp_path / "long"), dataset=str(place / "asked"), **more)
+        given = ModelAndDataConfig(model=str(tmp_path / "long"), dataset=str(place / "questions"), **more)
         return build_problem(given, open_task(given), steps=1).validation.batch([0])["answerable"].shape[1]
 
     for positions, most in ((200, 200), (500, SPANS.length)):
@@ -221,7 +221,7 @@ def test_squad_is_looked_for_under_the_name_it_has_on_the_hub(name):
     ],
 )
 def test_bad_settings_end_in_one_line(place, tmp_path, capsys, flags, parts):
-    line = ["prune", "magnitude", "--model", str(place / "bert"), "--dataset", str(place / "asked"), "--steps", "4",
+    line = ["prune", "magnitude", "--model", str(place / "bert"), "--dataset", str(place / "questions"), "--steps", "4",
             "--max-length", "40", "--out", str(tmp_path / "runs"), *flags]  # fmt: skip
     assert main(line) == 2
     (said,) = capsys.readouterr().err.splitlines()

@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_a_finished_one_is_read(tmp_pa
     assert same(again.masks, whole.masks)
     assert same(again.model.state_dict(), whole.model.state_dict())
     assert again.metrics == whole.metrics
-    assert again.cost["strong"]["steps"] == whole.cost["strong"]["steps"]
+    assert again.cost["main"]["steps"] == whole.cost["main"]["steps"]
     read = call(tmp_path)
     assert call.losses == 0  # type: ignore[attr-defined]
     assert same(read.model.state_dict(), whole.model.state_dict())
@@ -288,7 +288,7 @@ def test_a_teacher_is_a_model_a_run_or_the_dense_run(kind: str, tmp_path: Path) 
     assert all(p.requires_grad for p in strong.model.parameters())
     plain = prune_model("magnitude", model_of(), TRAIN, **SHORT)
     assert not same(found.model.state_dict(), plain.model.state_dict())
-    assert found.cost["strong"]["flops"] > 1.2 * plain.cost["strong"]["flops"]
+    assert found.cost["main"]["flops"] > 1.2 * plain.cost["main"]["flops"]
     assert ("teacher" in found.cost) == (kind == "dense")
     reference = prune_model("magnitude", model_of(), TRAIN, **(given | {"teacher": strong.model}))
     assert same(found.model.state_dict(), reference.model.state_dict())

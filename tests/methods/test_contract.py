@@ -199,7 +199,7 @@ def test_no_optimizer_revives_a_pruned_weight_or_its_moments(
 @pytest.mark.parametrize(("name", "sparsity"), EVERY)
 def test_no_run_asks_for_more_than_it_was_given(name: str, sparsity: float, folder: Path) -> None:
     done = run(name, sparsity, folder)
-    last = [r for r in done.watch.records if r["label"] == "strong"][-1]
+    last = [r for r in done.watch.records if r["label"] == "main"][-1]
     assert last["sparsity"] == pytest.approx(done.ticket.sparsity)
     weak = [r for r in done.watch.records if r["label"] == "weak"]
     charged = len(weak) if done.ticket.notes.get("budget") == "included" else 0
@@ -269,7 +269,7 @@ def test_too_few_steps_are_refused_with_the_least_number_that_runs(name: str, se
     assert least(number - 1) == number
     ticket = chosen.run(tiny(steps=number), sparsity)
     assert algebra.count_kept(ticket.masks) == round(2000 * (1 - sparsity))
-    assert ticket.cost["strong"]["steps"] >= 1
+    assert ticket.cost["main"]["steps"] >= 1
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_on_a_frozen_model_it_fires_at_its_first_full_check(measure: Any) -> Non
     found = ticket.notes["early_bird"]
     assert found["fired"] == 4 * 3  # a fifth of 16 steps is 3
     assert [check[measure] for check in found["checks"]] == [[0.0] * i for i in range(4)]
-    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 12, "strong": 60, "validation": 0}
+    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 12, "main": 60, "validation": 0}
     assert same(ticket.masks, topk_masks(magnitude(problem.start_run().prunable_parameters()), 0.9))
 
 

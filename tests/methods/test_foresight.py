@@ -99,7 +99,7 @@ def test_scoring_is_charged_beside_the_training(name: str, times: int) -> None:
     cost = replace(METHODS[name], batches=3).run(tiny(), 0.6).cost
     assert {label: (c["steps"], c["examples"]) for label, c in cost.items()} == {
         "score": (0, times * 3 * 16),
-        "strong": (60, 960),
+        "main": (60, 960),
         "validation": (0, 96),
     }
 
@@ -124,8 +124,8 @@ def test_a_warm_up_trains_the_head_alone_and_scores_with_it(method: Any) -> None
     assert same(ticket.weights, state.model.state_dict())
     assert not same(ticket.masks, replace(method, warmup=0.0).run(tiny(), 0.6).masks)
     cost = ticket.cost
-    assert (cost["search"]["steps"], cost["strong"]["steps"]) == (12, 48)  # T in all
-    assert 0 < cost["search"]["flops"] / 12 < 0.7 * cost["strong"]["flops"] / 48  # no gradient goes through the rest
+    assert (cost["search"]["steps"], cost["main"]["steps"]) == (12, 48)  # T in all
+    assert 0 < cost["search"]["flops"] / 12 < 0.7 * cost["main"]["flops"] / 48  # no gradient goes through the rest
 
 
 def test_a_warm_up_without_a_head_or_a_step_for_it_is_refused_before_the_first_step() -> None:
@@ -165,7 +165,7 @@ def test_the_progress_of_scoring_is_shown_and_is_no_step_of_a_training() -> None
 
     watch = Spy()
     Grasp(batches=3).run(tiny(observer=watch), 0.6)
-    assert told == [("score", 0, 3), ("score", 0, 3), ("strong", 0, 60), ("validation", 0, 3)]
+    assert told == [("score", 0, 3), ("score", 0, 3), ("main", 0, 60), ("validation", 0, 3)]
     assert shown[:6] == [("score", False)] * 6  # progress, with nothing to log
     assert len(shown) == 6 + 60 + 3
 

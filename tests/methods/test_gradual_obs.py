@@ -154,7 +154,7 @@ def test_dropout_is_off_during_the_run_and_the_models_own_after_it() -> None:
     class See(Watch):
         def step(self, record: dict[str, Any]) -> None:
             assert run is not None
-            if record.get("label") == "strong":  # not the batches that the layers are fitted to
+            if record.get("label") == "main":  # not the batches that the layers are fitted to
                 seen.update(value for _, _, value in find_dropouts(run))
 
     run: nn.Module | None = None

@@ -148,9 +148,9 @@ def test_the_second_backward_pass_is_on_the_meter_as_in_the_plan() -> None:
         problem = with_teacher(hidden, steps=10)
         Grain().run(problem, 0.4)
         planned = plan_costs(Grain().plan(problem.size, 0.4), problem, FlopsModel(problem))
-        found = problem.meter.costs["strong"]
-        assert found.steps == planned["strong"].steps == 10
-        assert found.flops == planned["strong"].flops
+        found = problem.meter.costs["main"]
+        assert found.steps == planned["main"].steps == 10
+        assert found.flops == planned["main"].flops
         flops[hidden] = found.flops
     assert flops[5.0] > flops[0.0]
 

@@ -124,7 +124,7 @@ def test_every_round_and_every_validation_is_on_the_meter() -> None:
     ticket = LotteryPools(cut=0.5, rewind=0.1, beyond=2, neighbours=3).run(tiny(), 0.8)
     # dense, 0.5, 0.75, 0.8, two beyond: the one of the target is strong, and so are the steps to the rewinding point.
     steps = {k: c["steps"] for k, c in ticket.cost.items()}
-    assert steps == {"strong": 6 + 54, "search": 5 * 54, "validation": 0}
+    assert steps == {"main": 6 + 54, "search": 5 * 54, "validation": 0}
     assert ticket.cost["validation"]["examples"] == 96 * (1 + 3 * len(SHARES) + 1)
     assert [round(v["sparsity"], 3) for v in ticket.notes["pool"]["visited"]] == [0.75, 0.9, 0.5]
 

@@ -90,7 +90,7 @@ def test_imp_of_one_round_is_the_mask_of_the_dense_run_retrained_from_theta_0() 
     state = retrained(problem, masks)
     algebra.apply_masks_(state.prunable_parameters(), masks)
     assert same(ticket.weights, state.model.state_dict())
-    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 60, "strong": 60, "validation": 0}
+    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"search": 60, "main": 60, "validation": 0}
 
 
 def test_imp_removes_its_cut_of_what_remains_each_round() -> None:
@@ -243,15 +243,15 @@ def test_each_stage_of_isp_ends_exactly_at_its_target() -> None:
     assert [s["step"] for s in ticket.notes["stages"]] == [round(0.6 * main * i / 4) for i in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize(("budget", "strong", "weak"), [("included", 60 - 3 * 2 * 3, 18), ("extra", 60, 18)])
-def test_the_budget_says_whether_weak_steps_come_out_of_t(budget: Any, strong: int, weak: int) -> None:
+@pytest.mark.parametrize(("budget", "main", "weak"), [("included", 60 - 3 * 2 * 3, 18), ("extra", 60, 18)])
+def test_the_budget_says_whether_weak_steps_come_out_of_t(budget: Any, main: int, weak: int) -> None:
     watch = Watch()
     method = InstantSoup(stages=3, weak_masks=2, look_ahead=0.05, finish=0.4, budget=budget)
     ticket = method.run(tiny(observer=watch), 0.7)
-    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"strong": strong, "weak": weak, "validation": 0}
+    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"main": main, "weak": weak, "validation": 0}
     assert ticket.notes["budget"] == budget
     assert ticket.notes["weak_share"] == weak / 60
-    assert watch.curve("rate") == [tiny().rate_schedule(strong)(step) for step in range(strong)]
+    assert watch.curve("rate") == [tiny().rate_schedule(main)(step) for step in range(main)]
 
 
 def soup(problem: Problem, count: int = 4, steps: int = 5) -> tuple[TrainState, list[Masks]]:
@@ -365,7 +365,7 @@ def test_the_union_of_isps_code_removes_no_more_than_its_members() -> None:
     assert 0.55 < now < 0.6  # then one shot does the rest
     assert algebra.count_kept(watch.pruned[-1]) == 800
     assert len(watch.pruned) == len(stages) + 1
-    assert ticket.cost["strong"]["steps"] == 60
+    assert ticket.cost["main"]["steps"] == 60
     assert ticket.cost["weak"]["steps"] == len(stages) * 4 * 5
 
 

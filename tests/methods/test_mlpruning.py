@@ -162,7 +162,7 @@ def test_shares_follow_the_schedule_from_the_warm_up_on() -> None:
 
     class Log(Observer):
         def step(self, record: Any) -> None:
-            if record and record["label"] == "strong":
+            if record and record["label"] == "main":
                 shares[record["step"]] = record["sparsity"]
 
     problem = replace(wide_bert(80), observer=Log())
@@ -211,7 +211,7 @@ def test_blocks_are_pruned_among_what_heads_and_rows_left() -> None:
         assert not (mask & ~stages[0][name]).any()
         tiles, left = (m.view(m.shape[0] // 4, 4, -1, 4).float().sum((1, 3)) for m in (mask, stages[0][name]))
         assert bool(((tiles == 0) | (tiles == left)).all())  # whole tiles of what was left
-    assert problem.meter.costs["strong"].steps == 80
+    assert problem.meter.costs["main"].steps == 80
     assert count_total(ticket.masks) == 4096
 
 

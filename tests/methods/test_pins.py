@@ -151,7 +151,7 @@ def test_the_teacher_costs_a_forward_pass_from_the_first_check_on() -> None:
     Platon(every_steps=5, window=5).run(plain, 0.7)
     with CountFlops() as forward:
         problem.predict(problem.pretrained, problem.train.batch(range(16)))
-    more = problem.meter.costs["strong"].flops - plain.meter.costs["strong"].flops
+    more = problem.meter.costs["main"].flops - plain.meter.costs["main"].flops
     assert more == (60 - 6) * forward.flops > 0
     assert problem.meter.costs["validation"].examples == 3 * 96
 

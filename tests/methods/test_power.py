@@ -123,7 +123,7 @@ def test_at_alpha_one_it_is_gradual(optimizer: Any, clip: float) -> None:
         assert same(one.masks, other.masks)
         assert same(one.weights, other.weights)
     assert sum(int((m ^ other.masks[n]).sum()) for n, m in one.masks.items()) <= 2
-    assert one.cost["strong"]["flops"] == other.cost["strong"]["flops"]
+    assert one.cost["main"]["flops"] == other.cost["main"]["flops"]
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
@@ -196,7 +196,7 @@ def test_a_run_that_dies_after_its_training_folds_what_it_finds(
     plain = PowerPropagation().run(tiny(), 0.6)
     assert same(ticket.weights, plain.weights)
     assert same(ticket.masks, plain.masks)
-    assert ticket.cost["strong"]["steps"] == 60
+    assert ticket.cost["main"]["steps"] == 60
 
 
 def test_the_ticket_holds_w_and_the_run_trained_v() -> None:

@@ -158,7 +158,7 @@ def test_a_teacher_that_is_given_costs_no_training_and_teaches_as_the_runs_own()
     training = replace(bert().training, distill=DistillConfig(teacher="it"))
     given = METHOD.run(bert(training=training, teacher=teacher), 0.6)
     assert same(own.weights, given.weights)
-    assert own.cost["teacher"]["steps"] == own.cost["strong"]["steps"] == 8
+    assert own.cost["teacher"]["steps"] == own.cost["main"]["steps"] == 8
     assert "teacher" not in given.cost
 
 

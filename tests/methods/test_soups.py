@@ -132,7 +132,7 @@ def test_a_uniform_soup_is_the_mean_of_its_members_by_hand() -> None:
         mean = torch.stack([m[name].double() for m in members]).mean(0)
         assert torch.allclose(found.double(), mean, rtol=0, atol=1e-6), name
     assert ticket.notes["soup"] == {"members": [validation(tiny(), m) for m in members], "taken": [0, 1, 2, 3, 4]}
-    assert ticket.cost["strong"]["steps"] == 5 * 60
+    assert ticket.cost["main"]["steps"] == 5 * 60
     assert ticket.cost["validation"]["examples"] == 96 * (5 + 1)
 
 
@@ -204,7 +204,7 @@ def test_each_phase_removes_the_same_share_of_what_remains() -> None:
     kept = [algebra.count_kept(m) for m in watch.pruned]
     assert kept == [round(2000 * 0.2 ** (i / 3)) for i in (1, 2, 3)]
     assert ticket.notes == {"phases": [pytest.approx(1 - 0.2 ** (i / 3)) for i in (1, 2, 3)]}
-    assert ticket.cost["strong"]["steps"] == 30 + 3 * 3 * 6
+    assert ticket.cost["main"]["steps"] == 30 + 3 * 3 * 6
 
 
 def test_a_sparse_soup_is_the_mean_of_retrainings_of_one_mask_of_the_dense_run() -> None:
@@ -266,7 +266,7 @@ def test_an_instant_soup_of_forks_that_are_left_out_is_a_dense_run() -> None:
     ticket, plain = still.run(tiny(), 0.0), METHODS["dense"].run(tiny(), 0.0)
     assert same(ticket.weights, plain.weights)
     assert [f["share"] for f in ticket.notes["soup"]["forks"]] == [0.0] * 4
-    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"strong": 60, "weak": 8, "validation": 0}
+    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"main": 60, "weak": 8, "validation": 0}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -300,14 +300,14 @@ def test_an_instant_soup_is_that_of_a_slow_twin() -> None:
     assert same(ticket.weights, clone_weights(state.model))
 
 
-@pytest.mark.parametrize(("budget", "strong"), [("included", 60 - 4 * 3), ("extra", 60)])
-def test_the_budget_says_whether_the_forks_come_out_of_t(budget: Any, strong: int) -> None:
+@pytest.mark.parametrize(("budget", "main"), [("included", 60 - 4 * 3), ("extra", 60)])
+def test_the_budget_says_whether_the_forks_come_out_of_t(budget: Any, main: int) -> None:
     watch = Watch()
     ticket = InstantModelSoup(look_ahead=0.05, budget=budget).run(tiny(observer=watch), 0.0)
-    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"strong": strong, "weak": 12, "validation": 0}
+    assert {k: c["steps"] for k, c in ticket.cost.items()} == {"main": main, "weak": 12, "validation": 0}
     assert (ticket.notes["budget"], ticket.notes["weak_share"]) == (budget, 12 / 60)
     assert ticket.cost["validation"]["examples"] == 96 * (1 + 4 * 5 + 1)
-    assert watch.curve("rate") == [tiny().rate_schedule(strong)(step) for step in range(strong)]
+    assert watch.curve("rate") == [tiny().rate_schedule(main)(step) for step in range(main)]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_numbers_that_are_one_number_are_told(pruned, tmp_path):
 
 def test_spans_are_told_by_their_loss(pruned):
     steps = ["--sparsity", "0.7", "--steps", "20", "--max-length", "64"]
-    (note,), _ = pruned(*steps, "--train.learning-rate", "1e-8", data="asked")
+    (note,), _ = pruned(*steps, "--train.learning-rate", "1e-8", data="questions")
     assert "the training loss stayed at 2.8" in note
 
 

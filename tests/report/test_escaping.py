@@ -184,9 +184,9 @@ def test_pages_have_no_control_characters_and_no_tags_of_others(hostile):
 
 
 def test_tables_of_a_study_show_rows_and_datasets_as_they_are_called():
-    cost = {"strong": {"flops": 1.0}}
+    cost = {"main": {"flops": 1.0}}
     records = [
-        {"model": "m", "dataset": name, "asked": 0.5, "row": name, "seed": 0, "method": "isp", "cost": cost,
+        {"model": "m", "dataset": name, "target": 0.5, "row": name, "seed": 0, "method": "isp", "cost": cost,
          "test": {"accuracy": 0.5}, "validation": {"accuracy": 0.5}}
         for name in HOSTILE
     ]  # fmt: skip

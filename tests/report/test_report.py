@@ -74,7 +74,7 @@ def test_the_page_shows_the_numbers_of_its_input(tmp_path: Path) -> None:
     facts = write_run(tmp_path, test={"matthews": 0.3914})
     text = page(tmp_path)
     tables = html.unescape(re.sub(r"<[^>]+>", " ", text))
-    for number in (90, facts["cost"]["weak"]["examples"], facts["cost"]["strong"]["tokens"], facts["sparsity"]["kept"]):
+    for number in (90, facts["cost"]["weak"]["examples"], facts["cost"]["main"]["tokens"], facts["sparsity"]["kept"]):
         assert re.search(rf"(?<![\d,.]){number:,}(?![\d,.])", tables), number
     assert {"7696", "0.000325"} <= set(re.findall("<dd>(.*)</dd>", text))
     for words in ("0.413 matthews on validation, 0.391 matthews on test", "25.0 %", "94.2 %", "1.41 %", "24.0 % of T"):
@@ -224,7 +224,7 @@ GATES = {
 def test_the_remedy_for_gates_goes_the_way_that_they_missed(name: str) -> None:
     train = {"batch_size": 8, "gradient_accumulation_steps": 1}
     method = asdict(METHODS[name]) | ({"strength": 20_000.0} if name == "mlpruning" else {})
-    facts = {"settings": {"method": method, "train": train}, "sparsity": {"asked": 0.5, "reached": 0.5}}
+    facts = {"settings": {"method": method, "train": train}, "sparsity": {"target": 0.5, "reached": 0.5}}
     much, little = (run_warnings(facts | {"notes": {"threshold_sparsity": alone}}) for alone in (0.764, 0.404))
     assert len(much) == len(little) == 1
     assert "closed 76.4 % of the weights instead of 50.0 %, and trimming restored weights that" in much[0]
@@ -246,7 +246,7 @@ def test_a_note_of_another_form_is_shown_as_it_is(tmp_path: Path, key: str) -> N
 
 
 def test_every_label_of_the_cost_has_a_name_and_a_colour_of_its_own(tmp_path: Path) -> None:
-    labels = ("strong", "weak", "search", "score", "teacher")
+    labels = ("main", "weak", "search", "score", "teacher")
     write_run(tmp_path, cost={label: cost(60) for label in (*labels, "validation")})
     text = page(tmp_path)
     for label in labels:
@@ -258,7 +258,7 @@ def test_every_label_of_the_cost_has_a_name_and_a_colour_of_its_own(tmp_path: Pa
 
 def test_a_dense_teacher_is_the_measure_of_a_dense_run(tmp_path: Path) -> None:
     """A student's step has the teacher's forward pass in it, which no dense run has."""
-    write_run(tmp_path, cost={"strong": cost(120) | {"flops": 120 * 9e9}, "teacher": cost(120)})
+    write_run(tmp_path, cost={"main": cost(120) | {"flops": 120 * 9e9}, "teacher": cost(120)})
     assert "training cost 2.29 times a dense run" in run_headline(read_report(tmp_path))
 
 
@@ -314,7 +314,7 @@ def test_a_damaged_report_is_one_line_that_names_path_and_remedy(tmp_path: Path,
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2}, {"sparsity": {"asked": 0.9}}, {"cost": {"strong": {"steps": 1}}}, {"matrices": []},
+        {"format": 2}, {"sparsity": {"target": 0.9}}, {"cost": {"main": {"steps": 1}}}, {"matrices": []},
         {"matrices": [{"name": "w", "role": "other", "kept": 0, "total": 0}]}, {"validation": {}}, {"steps": "many"},
         {"validation": {"matthews": None}}, {"test": {"matched": {"accuracy": "good"}}}, {"notes": {"stages": [1]}},
     ],
@@ -333,7 +333,7 @@ def test_no_report_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["isp", "imp", "dense"])
 def test_the_terminal_fits_80_columns_and_a_pipe_has_no_colours(tmp_path: Path, method: str) -> None:
-    facts = write_run(tmp_path, method, layers=12, cost={"strong": cost(123_456, 512), "validation": cost(0)})
+    facts = write_run(tmp_path, method, layers=12, cost={"main": cost(123_456, 512), "validation": cost(0)})
     out = shown(tmp_path)
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= 80

@@ -66,7 +66,7 @@ def test_what_was_charged_before_the_first_run_is_charged_to_each() -> None:
     shared = tiny(steps=20)
     shared.meter.add_cost("teacher", Cost(steps=7))
     for name in ("gradual", "dense"):
-        assert steps(run(name, shared)) == {"teacher": 7, "strong": 20, "validation": 0}
+        assert steps(run(name, shared)) == {"teacher": 7, "main": 20, "validation": 0}
 
 
 def test_a_problem_keeps_its_precision_when_another_one_has_another() -> None:
@@ -111,4 +111,4 @@ def test_a_loop_over_methods_with_a_folder_resumes_only_the_run_that_was_under_w
     assert counted[-1] == (28 if dies_in == "gradual" else 40)  # gradual goes on; its finished state was given up
     for name, ticket in found.items():
         assert same(ticket.weights, run(name, tiny(steps=20)).weights), name
-        assert steps(ticket)["strong"] == 20
+        assert steps(ticket)["main"] == 20

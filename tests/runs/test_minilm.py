@@ -42,7 +42,7 @@ def test_minilm_is_pruned_by_a_soup_to_exactly_nine_tenths_and_reloads(tmp_path)
     kept = round((1 - 0.9) * PRUNABLE)
     assert (run.report["sparsity"]["kept"], run.report["sparsity"]["total"]) == (kept, PRUNABLE)
     cost = run.report["cost"]
-    assert (cost["strong"]["steps"], cost["weak"]["steps"]) == (8, 4)  # weak steps are charged to T
+    assert (cost["main"]["steps"], cost["weak"]["steps"]) == (8, 4)  # weak steps are charged to T
     assert len(log_of(run.path)) == 12
     stages = run.report["notes"]["stages"]
     assert [stage["weak_masks"] for stage in stages] == [2, 2]

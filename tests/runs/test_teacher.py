@@ -75,16 +75,16 @@ def test_one_dense_run_teaches_every_method_and_is_charged_to_each(place, tmp_pa
         path, dense = dense_of(out)
         before = before or listing(path)
         assert listing(path) == before
-    assert dense["cost"].keys() == {"strong", "validation"}
+    assert dense["cost"].keys() == {"main", "validation"}
     for _, report in reports.values():
-        assert count(report["cost"]["teacher"]) == count(dense["cost"]["strong"])
+        assert count(report["cost"]["teacher"]) == count(dense["cost"]["main"])
         assert report["cost"]["teacher"]["steps"] == 20
         assert report["sparsity"]["reached"] == pytest.approx(0.9, abs=1e-3)
     plain, other = drawn(place, tmp_path / "plain", "isp")
     run, report = reports["isp"]
     assert plain.parent.name != run.parent.name
     assert not same(weights_of(plain / "model"), weights_of(run / "model"))
-    for label in ("strong", "weak"):  # the teacher's forward pass is a third of a step of a student of its size
+    for label in ("main", "weak"):  # the teacher's forward pass is a third of a step of a student of its size
         assert report["cost"][label]["steps"] == other["cost"][label]["steps"]
         assert 1.25 < report["cost"][label]["flops"] / other["cost"][label]["flops"] < 1.4
 
@@ -124,9 +124,9 @@ def test_a_run_killed_while_its_teacher_learns_or_after_is_charged_once(place, t
 
 def test_questions_are_distilled_too(place, tmp_path):
     out = tmp_path / "runs"
-    _, report = drawn(place, out, "movement", *DENSE, "--train.distill.hidden", "1", data="asked")
+    _, report = drawn(place, out, "movement", *DENSE, "--train.distill.hidden", "1", data="questions")
     _, dense = dense_of(out)
-    assert count(report["cost"]["teacher"]) == count(dense["cost"]["strong"])
+    assert count(report["cost"]["teacher"]) == count(dense["cost"]["main"])
     assert report["validation"].keys() == {"f1", "exact_match"}
 
 
@@ -228,7 +228,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_the_first_step(refused, t
 def test_a_teacher_of_another_size_may_teach_its_answers(place, tmp_path, changes):
     teacher = classifier(tmp_path / "teacher", **changes)
     _, report = drawn(place, tmp_path / "runs", "magnitude", "--train.distill.teacher", teacher, steps=4)
-    assert report["cost"].keys() == {"strong", "validation"}
+    assert report["cost"].keys() == {"main", "validation"}
 
 
 def test_a_base_model_is_no_teacher(place, refused):
@@ -257,7 +257,7 @@ def test_a_progressive_student_costs_and_ends_the_same_by_either_way_to_its_teac
     name = "sparse-progressive-distillation"
     own, given = (drawn(place, tmp_path / out, name, *more)[1] for out, more in (("own", []), ("given", DENSE)))
     assert own["validation"] == given["validation"]
-    for label in ("teacher", "strong"):
+    for label in ("teacher", "main"):
         assert count(own["cost"][label]) == count(given["cost"][label])
     weights = [weights_of(next((tmp_path / out).glob(f"*/{name}-*/seed-*")) / "model") for out in ("own", "given")]
     assert same(*weights)

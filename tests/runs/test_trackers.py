@@ -49,9 +49,9 @@ def test_tensorboard_has_every_step_every_validation_and_the_result(tracked: Pat
     found, log = events_of(tracked / "tensorboard"), log_of(tracked)
     report = json.loads((tracked / "report.json").read_text())
     steps, expected = [line for line in log if "loss" in line], dict[str, list[tuple[int, float]]]()
-    assert {line["label"] for line in steps} == {"strong", "weak"}
+    assert {line["label"] for line in steps} == {"main", "weak"}
     for number, line in enumerate(steps, start=1):
-        group = "train" if line["label"] == "strong" else "weak"
+        group = "train" if line["label"] == "main" else "weak"
         for name, key in (("loss", "loss"), ("learning_rate", "rate"), ("sparsity", "sparsity")):
             expected.setdefault(f"{group}/{name}", []).append((number, line[key]))
     for tag, values in expected.items():
@@ -140,7 +140,7 @@ class Broken:
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(tmp_path: Path) -> None:
     observer = TrackerObserver(["tensorboard"], tmp_path)
     observer.trackers["wandb"] = Broken()
-    record = {"step": 1, "label": "strong", "loss": 0.5, "rate": 0.1, "sparsity": 0.0}
+    record = {"step": 1, "label": "main", "loss": 0.5, "rate": 0.1, "sparsity": 0.0}
     with pytest.warns(UserWarning, match="wandb gets no more reports .ConnectionError: gone."):
         observer.step(record)
     observer.step(record)
@@ -187,7 +187,7 @@ def test_a_run_that_stops_early_says_so(place: Path, tmp_path: Path) -> None:
         out=tmp_path, progress=False,
     )  # fmt: skip
     note = run.report["notes"]["early_stopping"]
-    assert note["stopped"] == run.report["cost"]["strong"]["steps"] < 40
+    assert note["stopped"] == run.report["cost"]["main"]["steps"] < 40
     assert run.report["validation"]["accuracy"] == note["best"]
     sentence = f"Stopped early at step {note['stopped']} after 1 validations that were no better"
     assert sentence in (run.path / "report.html").read_text()

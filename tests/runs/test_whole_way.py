@@ -135,7 +135,7 @@ def test_every_family_goes_from_checkpoint_to_a_folder_that_transformers_alone_r
         assert dtype == "torch.float32"
         assert kind.endswith("ForSequenceClassification")
         kept = round((1 - 0.7) * TOTAL)
-        assert report["sparsity"] == {"asked": 0.7, "reached": 1 - kept / TOTAL, "kept": kept, "total": TOTAL}, name
+        assert report["sparsity"] == {"target": 0.7, "reached": 1 - kept / TOTAL, "kept": kept, "total": TOTAL}, name
         masks, weights = masks_of(run.path), dict(model.named_parameters())
         assert sum(int(m.sum()) for m in masks.values()) == kept
         assert all(torch.equal(weights[n] != 0, m) for n, m in masks.items()), name
@@ -174,14 +174,14 @@ def test_the_ticket_says_where_it_came_from(soup):
     assert facts["settings"]["method"]["name"] == "isp"
     assert facts["seed"] == 0
     assert len(facts["origin"]) == 64
-    assert facts["cost"]["strong"]["steps"] + facts["cost"]["weak"]["steps"] == 20
+    assert facts["cost"]["main"]["steps"] + facts["cost"]["weak"]["steps"] == 20
     assert facts["validation"].keys() == {"accuracy", "macro_f1"}
 
 
 def test_the_log_has_every_step_and_the_report_is_drawn_from_all_of_it(soup):
     log, cost = log_of(soup), json.loads((soup / "report.json").read_text())["cost"]
-    counts = {label: sum(line["label"] == label for line in log) for label in ("strong", "weak")}
-    assert counts == {label: int(cost[label]["steps"]) for label in counts} == {"strong": 16, "weak": 4}
+    counts = {label: sum(line["label"] == label for line in log) for label in ("main", "weak")}
+    assert counts == {label: int(cost[label]["steps"]) for label in counts} == {"main": 16, "weak": 4}
     assert log[-1]["sparsity"] == pytest.approx(0.7, abs=1e-3)
     before = (soup / "report.html").read_text()
     from sparsesoup.report.run_page import write_report
@@ -226,14 +226,14 @@ def test_pairs_of_texts_in_jsonl_and_parquet_are_read_with_both_texts(place, tmp
     datasets.Dataset.from_dict(table).to_parquet(tmp_path / "stored" / "pairs" / "train.parquet")
     runs = [drawn(place, tmp_path / str(i), "magnitude", dataset=str(folder), steps=4)
             for i, folder in enumerate((tmp_path / "pairs", tmp_path / "stored" / "pairs"))]  # fmt: skip
-    assert runs[0].report["cost"]["strong"]["tokens"] == runs[1].report["cost"]["strong"]["tokens"]
+    assert runs[0].report["cost"]["main"]["tokens"] == runs[1].report["cost"]["main"]["tokens"]
     assert runs[0].report["dataset_fingerprint"] == runs[1].report["dataset_fingerprint"]
     assert same(weights_of(runs[0].path / "model"), weights_of(runs[1].path / "model"))
     config = json.loads((runs[0].path / "model" / "config.json").read_text())
     assert config["id2label"] == {"0": "other", "1": "same"}
     single = drawn(place, tmp_path / "one", "magnitude", dataset=str(tmp_path / "pairs"), steps=4,
                    text_columns=("premise",))  # fmt: skip
-    assert single.report["cost"]["strong"]["tokens"] < runs[0].report["cost"]["strong"]["tokens"]
+    assert single.report["cost"]["main"]["tokens"] < runs[0].report["cost"]["main"]["tokens"]
 
 
 def test_the_command_line_python_and_run_yaml_name_the_same_run_and_draw_the_same_ticket(place, soup, tmp_path):
@@ -490,7 +490,7 @@ def test_the_pretrained_model_is_never_written_to(place, tmp_path):
 
 def test_a_run_directory_is_a_model_too(place, soup, tmp_path):
     run = drawn(place, tmp_path, "dense", sparsity=None, model=str(soup), steps=4)
-    assert run.report["sparsity"] == {"asked": 0.0, "reached": 0.0, "kept": TOTAL, "total": TOTAL}
+    assert run.report["sparsity"] == {"target": 0.0, "reached": 0.0, "kept": TOTAL, "total": TOTAL}
 
 
 def test_settings_that_python_is_given_are_checked_like_flags(place, tmp_path):
@@ -509,12 +509,12 @@ def test_a_step_with_a_teacher_in_it_is_no_unit_of_cost(place, tmp_path):
     pins = drawn(place, tmp_path, "pins", steps=40, method={"every_steps": 5, "window": 5}).report
     teacher = drawn(place, tmp_path, "dense", sparsity=None).path
     with_teacher = drawn(place, tmp_path, "gradual", steps=40, train={"distill": {"teacher": str(teacher)}}).report
-    plain = gradual["cost"]["strong"]["flops"]
+    plain = gradual["cost"]["main"]["flops"]
     assert times_dense(gradual) == pytest.approx(1.0)
     for report in (pins, with_teacher):
         spent = sum(cost["flops"] for label, cost in report["cost"].items() if label != "validation")
         assert times_dense(report) >= 0.97 * spent / plain > 1.15
-    assert times_dense(with_teacher) == pytest.approx(with_teacher["cost"]["strong"]["flops"] / plain, rel=0.03)
+    assert times_dense(with_teacher) == pytest.approx(with_teacher["cost"]["main"]["flops"] / plain, rel=0.03)
 
 
 def test_what_selects_is_part_of_the_cost_and_the_last_look_is_not(place, tmp_path):
@@ -574,7 +574,7 @@ def test_a_fresh_head_is_named_where_scores_ask_it_and_can_be_trained_first(plac
     assert "the head is randomly initialised" not in capsys.readouterr().err
     costs = {path.parent: json.loads(path.read_text())["cost"] for path in tmp_path.glob("**/report.json")}
     plain, warm = sorted(costs, key=lambda run: "search" in costs[run])
-    assert (costs[warm]["search"]["steps"], costs[warm]["strong"]["steps"]) == (2, 8)
+    assert (costs[warm]["search"]["steps"], costs[warm]["main"]["steps"]) == (2, 8)
     known = flags_of(place, tmp_path / "known", family=plain / "model", steps=10)
     assert main(["prune", "snip", *known, "--method.batches", "2"]) == 0
     assert "the head is randomly initialised" not in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_a_plan_costs_to_the_flop_what_a_warm_up_of_the_head_does():
     method.run(problem, 0.5)
     real = counted(problem.meter.to_json())
     assert mine == real
-    assert real["search"]["flops"] / 8 < 0.7 * real["strong"]["flops"] / 32
+    assert real["search"]["flops"] / 8 < 0.7 * real["main"]["flops"] / 32
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
@@ -122,9 +122,9 @@ def test_a_long_phase_is_estimated_from_its_first_steps(monkeypatch):
     exact = planned(method, problem, 0.5)
     monkeypatch.setattr("sparsesoup.study.cost.flops_model.LONG", 200)
     short = planned(method, problem, 0.5)
-    assert short["strong"]["steps"] == exact["strong"]["steps"] == 500
-    assert short["strong"]["flops"] != exact["strong"]["flops"]
-    assert short["strong"]["flops"] == pytest.approx(exact["strong"]["flops"], rel=0.01)
+    assert short["main"]["steps"] == exact["main"]["steps"] == 500
+    assert short["main"]["flops"] != exact["main"]["flops"]
+    assert short["main"]["flops"] == pytest.approx(exact["main"]["flops"], rel=0.01)
 
 
 def test_a_forecast_is_what_the_finished_study_has_on_its_meters(capsys):

@@ -79,16 +79,16 @@ def test_the_live_table_costs_the_same_per_trial_whatever_their_number() -> None
 def fake_record(row: str, column: tuple[str, str, float], seed: int) -> dict[str, Any]:
     cost = {"steps": 10, "examples": 80, "tokens": 800, "padding": 0, "flops": 1e9, "seconds": 1.0}
     return {
-        "row": row, "model": column[0], "dataset": column[1], "asked": column[2], "seed": seed, "run": f"{row}/{seed}",
+        "row": row, "model": column[0], "dataset": column[1], "target": column[2], "seed": seed, "run": f"{row}/{seed}",
         "method": "magnitude", "validation": {"accuracy": 0.5 + seed / 1e4}, "test": {"accuracy": 0.5 + seed / 1e4},
-        "sparsity": {"asked": column[2], "reached": column[2], "kept": 50, "total": 100}, "cost": {"strong": cost},
+        "sparsity": {"target": column[2], "reached": column[2], "kept": 50, "total": 100}, "cost": {"main": cost},
         "steps": 10, "seconds": 1.0, "notes": {}, "matrices": [], "command": "sparsesoup prune",
     }  # fmt: skip
 
 
 def write_tables(number: int) -> int:
     records = [fake_record(j.trial.row, j.trial.column_of, i // 200) for i, j in enumerate(fake_jobs(number))]
-    planned = [(r["row"], (r["model"], r["dataset"], r["asked"]), r["seed"]) for r in records]
+    planned = [(r["row"], (r["model"], r["dataset"], r["target"]), r["seed"]) for r in records]
 
     def work() -> None:
         scores = score_table(records, planned)

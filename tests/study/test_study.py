@@ -52,14 +52,14 @@ def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undistur
     found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
     assert len(found["runs"]) == RUNS
     assert all(cell["test"] for cell in found["runs"])
-    assert len({(c["row"], c["asked"], c["seed"]) for c in found["runs"]}) == RUNS
+    assert len({(c["row"], c["target"], c["seed"]) for c in found["runs"]}) == RUNS
     folder = undisturbed / "studies" / "small"
     csv, parquet = pandas.read_csv(folder / "study.csv"), pandas.read_parquet(folder / "study.parquet")
     assert len(csv) == len(parquet) == RUNS
     assert csv["test accuracy"].tolist() == parquet["test accuracy"].tolist()
     for cell in found["runs"]:
         total = cell["sparsity"]["total"]
-        assert cell["sparsity"]["kept"] == (total if cell["asked"] is None else round((1 - cell["asked"]) * total))
+        assert cell["sparsity"]["kept"] == (total if cell["target"] is None else round((1 - cell["target"]) * total))
         report = json.loads((undisturbed / cell["run"] / "report.json").read_text())
         assert report["test"] == cell["test"]
     page = (folder / "study.html").read_text()
@@ -70,7 +70,7 @@ def test_every_cell_is_drawn_and_tested_once_and_the_table_has_them_all(undistur
 
 def test_a_run_of_the_study_is_that_of_the_command_it_names(undisturbed, tmp_path):
     found = json.loads((undisturbed / "studies" / "small" / "study.json").read_text())
-    cell = next(c for c in found["runs"] if c["row"] == "isp" and c["asked"] == 0.8 and c["seed"] == 1)
+    cell = next(c for c in found["runs"] if c["row"] == "isp" and c["target"] == 0.8 and c["seed"] == 1)
     assert main([*cell["command"].split()[1:], "--out", "alone"]) == 0
     assert (tmp_path / "alone" / cell["run"]).is_dir()
     assert weights_equal(tmp_path / "alone" / cell["run"], undisturbed / cell["run"])
@@ -374,12 +374,12 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
             "max_length: must be 5 to 128 for the tokenizer of bert",
         ),
         (
-            {"datasets": "asked", "max_length": 5},
+            {"datasets": "questions", "max_length": 5},
             "max_length:",
             "max_length: must be at least 6 here, since a row has 3 tokens beside que",
         ),
         (
-            {"datasets": {"asked": {"doc_stride": 200}}},
+            {"datasets": {"questions": {"doc_stride": 200}}},
             "doc_stride:",
             "doc_stride: must be 1 to 62 with a max_length of 128, got 200",
         ),
@@ -388,7 +388,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"datasets": {"reviews": {"text_columns": ["text", "titel"]}}}, "text_columns:", "titel"),
         ({"prompts": "a {}"}, "prompts:", "prompts and class_names are read by a CLIP"),
         ({"datasets": {"reviews": {"dataset_config": "small"}}}, "dataset_config:", "has no subfolder 'small'"),
-        ({"datasets": "asked", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on asked, sparsity 0.5"),
+        ({"datasets": "questions", "methods": ["dense", "isp-paper"]}, "methods:", "isp-paper on questions, sparsity"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused_with_its_line_before_anything_does(changes, line, said, capsys):
@@ -418,7 +418,7 @@ def test_a_row_without_a_word_behind_name_is_of_the_method_that_it_is_called_by(
 
 
 def test_a_t_in_epochs_of_windows_is_left_to_the_cell_and_one_in_steps_is_not():
-    asked = {"datasets": "asked", "methods": ["isp-paper"]}
+    asked = {"datasets": "questions", "methods": ["isp-paper"]}
     write(steps=None, epochs=1, **asked)  # nobody knows how many steps that is before contexts are cut
     assert read_plan(Path("small.yaml"), fit=True).trials
     with pytest.raises(UserError, match="20 steps are too few"):
@@ -742,7 +742,7 @@ def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_
         run = next(undisturbed.glob("reviews/magnitude-*/seed-0"))
         facts = read_report(run)
         facts |= {"method": method, "seed": seed, "settings": facts["settings"] | settings}
-        facts["sparsity"] |= {"asked": asked}
+        facts["sparsity"] |= {"target": asked}
         (tmp_path / name / f"seed-{seed}").mkdir(parents=True)
         (tmp_path / name / f"seed-{seed}" / "report.json").write_text(json.dumps(facts))
         return tmp_path / name / f"seed-{seed}"
@@ -751,7 +751,7 @@ def test_a_ticket_stands_in_the_column_of_the_sparsity_that_it_was_drawn_at(tmp_
     runs = [reported("magnitude-a", "magnitude", 0.8, 0), reported("magnitude-b", "magnitude", 0.501, 0)]
     runs += [reported("ticket-a", "ticket", 1 - round(0.499 * total) / total, seed) for seed in (0, 1)]
     runs += [reported("magnitude-c", "magnitude", 0.8, 0, steps=7)]
-    found = [(record["row"], record["asked"], record["seed"]) for record in records_of(runs)]
+    found = [(record["row"], record["target"], record["seed"]) for record in records_of(runs)]
     assert found == [("magnitude-a", 0.501, 0), ("ticket", 0.501, 0), ("ticket", 0.501, 1), ("magnitude-a", 0.8, 0),
                      ("magnitude-c", 0.8, 0)]  # fmt: skip
 

@@ -41,9 +41,9 @@ SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 def record(row: str, seed: int, test: float | None, asked: float | None = 0.5, **more: Any) -> dict[str, Any]:
     method = "dense" if asked is None else row
     plain: dict[str, Any] = {
-        "row": row, "method": method, "model": "bert", "dataset": "d_1", "asked": asked, "seed": seed,
+        "row": row, "method": method, "model": "bert", "dataset": "d_1", "target": asked, "seed": seed,
         "validation": {"accuracy": 0.5}, "test": None if test is None else {"accuracy": test, "f1": 0.0},
-        "cost": {"strong": {"flops": 100}, "weak": {"flops": 50 if row == "isp" else 0}},
+        "cost": {"main": {"flops": 100}, "weak": {"flops": 50 if row == "isp" else 0}},
     }  # fmt: skip
     return plain | more
 
@@ -175,10 +175,10 @@ def test_a_row_of_given_tickets_says_what_its_cost_leaves_out() -> None:
 
 
 def test_costs_are_held_against_the_dense_runs_of_the_same_seeds() -> None:
-    dense = [record("dense", s, 0.9, None, cost={"strong": {"flops": 100 + 10 * s}}) for s in (0, 1, 2)]
-    random = [record("random", 2, 0.1, cost={"strong": {"flops": 120}})]
+    dense = [record("dense", s, 0.9, None, cost={"main": {"flops": 100 + 10 * s}}) for s in (0, 1, 2)]
+    random = [record("random", 2, 0.1, cost={"main": {"flops": 120}})]
     assert [row[-1] for row in table_lines(score_table([*dense, *random]))[1]] == ["1.00", "1.00"]
-    elsewhere = [record("random", 7, 0.1, cost={"strong": {"flops": 120}})]
+    elsewhere = [record("random", 7, 0.1, cost={"main": {"flops": 120}})]
     assert [row[-1] for row in table_lines(score_table([*dense, *elsewhere]))[1]] == ["1.00", "1.09"]
 
 
@@ -186,7 +186,7 @@ def test_costs_are_told_beside_the_dense_row() -> None:
     found = score_table(rows(dense=[0.9, 0.9], isp=[0.8, 0.8], magnitude=[0.7, 0.7]))
     assert [row[-1] for row in table_lines(found)[1]] == ["1.00", "1.50", "1.00"]
     heads, (alone,), _ = table_lines(
-        score_table([record("isp", s, 0.8, cost={"strong": {"flops": 2e12 + s * 1e12}}) for s in (0, 1)])
+        score_table([record("isp", s, 0.8, cost={"main": {"flops": 2e12 + s * 1e12}}) for s in (0, 1)])
     )
     assert (heads[-1], alone[-1]) == ("PFLOP", "0.0025")
 
@@ -308,7 +308,7 @@ def drawn_names(svg: str) -> dict[str, tuple[float, float]]:
 @pytest.mark.filterwarnings("error:constrained_layout")
 def test_every_row_of_a_long_study_has_its_name_inside_the_charts() -> None:
     names = ["_tuned", *(f"row {i}" for i in range(34)), "imp of four rounds, each of which trains for a third of T"]
-    more = {"cost": {"strong": {"flops": 100}}, "matrices": []}
+    more = {"cost": {"main": {"flops": 100}}, "matrices": []}
     records = [
         record(row, 0, 0.5 + i / 100, asked, **more) for i, row in enumerate(names) for asked in (0.5, 0.9)
     ] + [record("dense", 0, 0.9, None, **more)]  # fmt: skip
@@ -321,7 +321,7 @@ def test_every_row_of_a_long_study_has_its_name_inside_the_charts() -> None:
 
 
 def test_a_point_of_the_front_is_not_hidden_by_one_of_the_same_cost_and_quality() -> None:
-    records = [record(row, 0, 0.8, asked, cost={"strong": {"flops": 100}}, matrices=[])
+    records = [record(row, 0, 0.8, asked, cost={"main": {"flops": 100}}, matrices=[])
                for row, asked in (("dense", None), ("isp", 0.5), ("imp", 0.5))]  # fmt: skip
     (chart,) = study_charts(score_table(records), [])
     red, blue = (chart["svg"].rindex(colour) for colour in ("#d62728", "#1f77b4"))

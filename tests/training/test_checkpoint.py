@@ -197,7 +197,7 @@ def test_finished_pieces_are_skipped_and_the_last_state_is_taken(
     second.checkpointer.run_stage("three", other, train, other, second, 5)
     first.checkpointer.run_stage("three", state, train, state, first, 5)
     assert same(bits(other), bits(state))
-    assert second.meter.costs["strong"].steps == 12
+    assert second.meter.costs["main"].steps == 12
 
 
 def test_a_held_piece_is_restored_on_every_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +230,11 @@ def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monke
     state, flaw = broken.start_run(), False
     broken.checkpointer.run_stage("good", state, train, state, broken, 3)
     flaw = True
-    with pytest.raises(UserError, match=r"at step 4 \(strong\); what was finished is kept"):
+    with pytest.raises(UserError, match=r"at step 4 \(main\); what was finished is kept"):
         broken.checkpointer.run_stage("bad", state, train, state, broken, 3)
     after = checkpointed(tmp_path)
     assert after.checkpointer.finished == ["good"]
-    assert after.meter.costs["strong"].steps == 3
+    assert after.meter.costs["main"].steps == 3
 
 
 def test_a_fork_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ def test_a_half_written_file_counts_as_nothing(tmp_path: Path, monkeypatch: pyte
         state = problem.start_run()
         problem.checkpointer.run_stage("one", state, train)
         assert same(bits(state), before)
-        assert problem.meter.costs["strong"].steps == 2
+        assert problem.meter.costs["main"].steps == 2
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_gradient_checkpointing_changes_no_bit(name: str) -> None:
     assert same(found.weights, plain.weights)
     assert same(found.masks, plain.masks)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in problem.pretrained.modules())
-    assert found.cost["strong"]["flops"] > plain.cost["strong"]["flops"]  # the second forward pass is counted
+    assert found.cost["main"]["flops"] > plain.cost["main"]["flops"]  # the second forward pass is counted
     mode = problem.pretrained.training
     planned = plan_costs(small(METHODS[name]).plan(problem.size, 0.5), problem, FlopsModel(problem))
     assert {label: cost.flops for label, cost in planned.items()} == {k: c["flops"] for k, c in found.cost.items()}
@@ -260,7 +260,7 @@ def test_a_compiled_model_keeps_its_names_its_flops_and_its_masks() -> None:
     for name, p in state.model.named_parameters():
         torch.testing.assert_close(p, dict(plain.model.named_parameters())[name], rtol=1e-4, atol=1e-5)
     assert all((p[~state.masks[n]] == 0).all() for n, p in state.prunable_parameters().items())
-    assert problem.meter.costs["strong"].flops == eager.meter.costs["strong"].flops
+    assert problem.meter.costs["main"].flops == eager.meter.costs["main"].flops
     assert problem.pretrained._compiled_call_impl is None
 
 

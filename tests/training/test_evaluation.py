@@ -70,7 +70,7 @@ def test_validation_during_training_changes_no_bit(name: str, folder: Path) -> N
     curve = notes.pop("evaluations")
     assert notes == plain.ticket.notes
     assert [{"label": "evaluation", **row} for row in curve] == watch.evaluations
-    steps = [r["step"] for r in watch.records if r["label"] == "strong" and r["step"] % 7 == 0]
+    steps = [r["step"] for r in watch.records if r["label"] == "main" and r["step"] % 7 == 0]
     assert [row["step"] for row in curve] == steps
     assert steps
     mine = costs(found)
@@ -122,7 +122,7 @@ def test_it_stops_after_patience_and_returns_the_best_weights_at_the_final_spars
     assert ticket.notes["early_stopping"] == {
         "metric": "score", "best": 0.5, "step": 45, "waited": 2, "stopped": 55,
     }  # fmt: skip
-    assert ticket.cost["strong"]["steps"] == 55
+    assert ticket.cost["main"]["steps"] == 55
     assert same({n: ticket.weights[n] for n in found.seen[8]}, found.seen[8])  # the ninth validation, of step 45
     assert sparsity(ticket.masks) == 0.6
     assert all(not ticket.weights[n][~m].any() for n, m in ticket.masks.items())
@@ -135,7 +135,7 @@ def test_a_better_score_starts_the_count_anew_and_equal_is_no_better() -> None:
     assert ticket.notes["early_stopping"] == {
         "metric": "score", "best": 0.6, "step": 55, "waited": 1, "stopped": None,
     }  # fmt: skip
-    assert ticket.cost["strong"]["steps"] == 60
+    assert ticket.cost["main"]["steps"] == 60
     assert same({n: ticket.weights[n] for n in found.seen[10]}, found.seen[10])
 
 
@@ -244,7 +244,7 @@ def test_a_cached_training_is_not_taken_where_it_is_validated(tmp_path: Path) ->
     for training in (TRAINING, TRAINING, replace(TRAINING, eval_steps=20)):
         ticket = run_plan(METHODS["dense"], tiny(training=training, cache=TrainingCache(tmp_path)), 0.0)
     assert [row["step"] for row in ticket.notes["evaluations"]] == [20, 40, 60]
-    assert ticket.cost["strong"]["shared"] == 0
+    assert ticket.cost["main"]["shared"] == 0
     imp = replace(METHODS["imp"], cut=0.5)
     run_plan(imp, tiny(training=TRAINING, cache=TrainingCache(tmp_path)), 0.5)
     found = run_plan(imp, tiny(training=replace(TRAINING, eval_steps=20), cache=TrainingCache(tmp_path)), 0.5)

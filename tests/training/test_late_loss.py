@@ -87,14 +87,14 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_reported_with_its_step
     state.set_masks_(topk_masks(magnitude(state.prunable_parameters()), 0.5))
     train(state, problem, 2)
     before = tensors(state)
-    with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(strong\); .* \(now 0\.01\)") as caught:
+    with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(main\); .* \(now 0\.01\)") as caught:
         train(state, problem, 7)
     assert "\n" not in str(caught.value)
     assert state.step == 7
     assert same(tensors(state), before)
     assert all(p.grad is None for p in state.model.parameters())
     assert not hasattr(state.optimizer, "found_inf")
-    assert problem.meter.to_json()["strong"]["steps"] == 7
+    assert problem.meter.to_json()["main"]["steps"] == 7
     assert [record["step"] for record in watch.records] == [*range(1, 8)]
     assert all(math.isfinite(record["loss"]) for record in watch.records)
 
@@ -105,11 +105,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing_either(kind: Any, monkeyp
     problem = failing(4, math.nan, where="gradient")
     state = train(problem.start_run(), problem, 3)
     before = tensors(state)
-    with pytest.raises(UserError, match=r"^the gradient norm is (nan|inf) at step 4 \(strong\); "):
+    with pytest.raises(UserError, match=r"^the gradient norm is (nan|inf) at step 4 \(main\); "):
         train(state, problem, 4)
     assert state.step == 3
     assert same(tensors(state), before)
-    assert problem.meter.to_json()["strong"]["steps"] == 3
+    assert problem.meter.to_json()["main"]["steps"] == 3
 
 
 @pytest.mark.usefixtures("late")
@@ -133,7 +133,7 @@ def test_no_state_with_an_unread_step_is_saved(tmp_path: Path, monkeypatch: pyte
         METHODS["dense"].run(problem, 0.0)
     again = CostTracker()
     other = tiny(meter=again, checkpointer=Checkpointer(again, tmp_path, every=0.0))
-    assert again.to_json()["strong"]["steps"] == 3
+    assert again.to_json()["main"]["steps"] == 3
     state = other.start_run()
     other.checkpointer.run_stage("train", state, lambda: other.checkpointer.resume_step(state, 60))
     assert state.step == 3

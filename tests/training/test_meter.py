@@ -87,7 +87,7 @@ def test_a_shape_is_counted_once_and_its_work_done_each_time() -> None:
 def test_costs_add_up_by_label_and_go_through_json() -> None:
     meter = CostTracker()
     meter.add_cost("weak", Cost(steps=2, examples=8, tokens=40, padding=4, flops=100, seconds=0.5))
-    meter.add_cost("strong", Cost(steps=1, flops=7))
+    meter.add_cost("main", Cost(steps=1, flops=7))
     meter.add_cost("weak", Cost(steps=3, examples=1, tokens=2, padding=1, flops=5, seconds=0.25))
     assert meter.costs["weak"] == Cost(5, 9, 42, 5, 105, 0.75)
     assert meter.total_cost() == Cost(6, 9, 42, 5, 112, 0.75)

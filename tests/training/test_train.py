@@ -251,7 +251,7 @@ def test_accumulated_gradients_are_those_of_one_batch_of_all_their_rows(parts: i
         state = problem.start_run()
         drops(state.model, 0.0)
         train(state, problem, 5)
-        return weights(state), problem.meter.to_json()["strong"]
+        return weights(state), problem.meter.to_json()["main"]
 
     (whole, cost), (cut, same_cost) = run(1), run(parts)
     for n, p in whole.items():
@@ -286,13 +286,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_the_state_befo
     problem = tiny(objective=loss)
     state = train(problem.start_run(), problem, 7)
     before = {n: t.detach().clone() for n, t in state.tensors().items()}
-    with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(strong\); .* \(now 0\.01\)") as caught:
+    with pytest.raises(UserError, match=rf"^the loss is -?{bad} at step 8 \(main\); .* \(now 0\.01\)") as caught:
         train(state, problem, 7)
     assert "\n" not in str(caught.value)
     assert state.step == 7
     assert same(dict(state.tensors()), before)
     assert all(p.grad is None for p in state.model.parameters())
-    assert problem.meter.to_json()["strong"]["steps"] == 7
+    assert problem.meter.to_json()["main"]["steps"] == 7
 
 
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
@@ -427,7 +427,7 @@ def test_a_hook_may_halt() -> None:
 
     state = train(problem.start_run(), problem, 20, hooks=[stop])
     assert (state.step, len(watch.records)) == (4, 4)
-    assert problem.meter.to_json()["strong"]["steps"] == 4
+    assert problem.meter.to_json()["main"]["steps"] == 4
 
 
 def test_a_penalty_is_learnt_from_and_the_log_tells_the_loss_without_it() -> None:
@@ -442,7 +442,7 @@ def test_a_penalty_is_learnt_from_and_the_log_tells_the_loss_without_it() -> Non
     )
     assert watch.records[1]["loss"] == watch.records[0]["loss"]
     assert not same(weights(plain), weights(pulled))
-    with pytest.raises(UserError, match=r"^the loss is nan at step 1 \(strong\)"):
+    with pytest.raises(UserError, match=r"^the loss is nan at step 1 \(main\)"):
         train(
             problem.start_run(),
             problem,

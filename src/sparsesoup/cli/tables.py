@@ -69,7 +69,7 @@ def print_benchmark(tables: Sequence[Mapping[str, Any]], console: Console) -> No
         console.print()
         if len(tables) > 1:
             console.print(Text(f"{name}  {table['path']}", style="bold"), soft_wrap=True)
-        for sentence in table["said"]:
+        for sentence in table["summary"]:
             console.print(Text(sentence))
         for label, reason in table["failed"].items():
             console.print(Text(f"{label} was not measured: {reason}."))

@@ -61,7 +61,7 @@ class IterativeMagnitudePruning(Method):
                 Phase(
                     name="train" if last else f"round-{number}",
                     steps=size.steps - first,
-                    label="strong" if number == own else "search",
+                    label="main" if number == own else "search",
                     # Kept weights must not see the same rows in the same order in every round.
                     stream=("round", number) if self.back == "rate" and number else (),
                     shared=True,

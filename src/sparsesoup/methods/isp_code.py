@@ -91,7 +91,7 @@ class InstantSoupCode(Method):
                 *(self._weak_mask(size, name, at, i, j, near) for j in range(self.weak_masks)),
                 Phase(name=f"{name}-soup", end=partial(self._superpose_and_prune, sparsity), skip=near),
             ]
-        stages = sum(phase.label == "strong" and phase.steps > 0 for phase in phases)
+        stages = sum(phase.label == "main" and phase.steps > 0 for phase in phases)
         last = self._stage_steps(size, stages)
         return [
             *phases,

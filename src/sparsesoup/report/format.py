@@ -7,7 +7,7 @@ from typing import Any
 FAR = 0.05  # deviation from the target sparsity of group pruning that is worth a warning
 NEAR = 0.02  # the same for gates
 LABELS = {  # of the cost -> (name, meaning)
-    "strong": ("main training", "training of the final model"),
+    "main": ("main training", "training of the final model"),
     "weak": ("weak-mask runs", "short trainings that each give a weak mask or model"),
     "search": ("mask search", "trainings before the one that gave the result, such as the rounds of IMP"),
     "score": ("scoring", "passes over training rows to score weights"),
@@ -21,7 +21,7 @@ Facts = Mapping[str, Any]
 def label_name(label: str) -> str:
     """Return the name of a label of the cost.
 
-    >>> label_name("strong"), label_name("other")
+    >>> label_name("main"), label_name("other")
     ('main training', 'other')
     """
     return LABELS[label][0] if label in LABELS else label
@@ -80,7 +80,7 @@ def describe_notes(facts: Facts) -> tuple[list[str], dict[str, Any]]:
 
 def run_warnings(facts: Facts) -> list[str]:
     """Return warnings that the result may not be as intended."""
-    notes, train, target = facts["notes"], facts["settings"]["train"], facts["sparsity"]["asked"]
+    notes, train, target = facts["notes"], facts["settings"]["train"], facts["sparsity"]["target"]
     alone, reached, found = notes.get("threshold_sparsity"), facts["sparsity"]["reached"], []
     if alone is not None and abs(alone - target) > NEAR:
         more = "trimming restored weights that the model had gone without"

@@ -194,7 +194,7 @@ def _fact_rows(facts: Facts) -> list[tuple[str, str]]:
             ("weights left by rank", f"{low['left']:,} of {low['weights']:,} prunable"),
         ]
     elif share := facts.get("sparsity"):
-        target = words.format_percent(share["asked"]) if share["asked"] is not None else "none"
+        target = words.format_percent(share["target"]) if share["target"] is not None else "none"
         found += [("target sparsity", target), ("sparsity reached", words.format_percent(share["reached"])),
                   ("weights kept", f"{share['kept']:,} of {share['total']:,} prunable")]  # fmt: skip
     return found

@@ -17,7 +17,7 @@ from sparsesoup.report.escaping import printable_lines
 
 # Placeholder colours, which the page replaces by its own, light or dark; no chart uses them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
-LINES = {"strong": "#010103", "weak": "#010104", "search": "#010105"}
+LINES = {"main": "#010103", "weak": "#010104", "search": "#010105"}
 VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "page"} | {colour: label for label, colour in LINES.items()}
 STYLE = {
     "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,

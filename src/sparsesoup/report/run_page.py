@@ -16,7 +16,7 @@ from sparsesoup.report.escaping import command_line
 from sparsesoup.report.plots import INK, LINES, draw_heatmap, render_page, render_svg, sparsity_limits
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
-FIELDS = ("said", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of benchmark.json on the page
+FIELDS = ("summary", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of benchmark.json
 BARS = 40  # more bars than this are not plotted
 POINTS = 400  # points per curve: enough for the page's resolution, and a small file
 
@@ -92,7 +92,7 @@ def _evaluation_values(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def degenerate_notes(facts: Mapping[str, Any], log: Iterable[str]) -> dict[str, list[str]]:
     """Return the warnings of a degenerate run as a note of its report; an empty dict for others."""
-    losses = [row["loss"] for row in _parse_log(log)[0] if row["label"] == "strong"]
+    losses = [row["loss"] for row in _parse_log(log)[0] if row["label"] == "main"]
     found = degenerate_warnings(facts, losses)
     return {"degenerate": found} if found else {}
 
@@ -147,11 +147,11 @@ def _cost_bars(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not dense or show.is_dense(facts):
         return []
     low = low_rank_of(facts)
-    rounds = len(geometric_sparsities(0.2, low["removed"] if low else facts["sparsity"]["asked"])) + 1
+    rounds = len(geometric_sparsities(0.2, low["removed"] if low else facts["sparsity"]["target"])) + 1
     mine = show.flops_by_label(facts)
     rows: list[tuple[str, dict[str, float]]] = [
-        ("this run", mine), ("dense, estimated", {"strong": dense}),
-        (f"IMP, {rounds} trainings, estimated", {"strong": dense, "search": (rounds - 1) * dense}),
+        ("this run", mine), ("dense, estimated", {"main": dense}),
+        (f"IMP, {rounds} trainings, estimated", {"main": dense, "search": (rounds - 1) * dense}),
     ]  # fmt: skip
     longest = max(sum(parts.values()) for _, parts in rows)
     return [
@@ -167,7 +167,7 @@ def _loss_stretches(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, lis
     last: dict[str, float] = {}
     for line_number, row in enumerate(log, start=1):
         label = row["label"]
-        broken = label != "strong" and running.get(label, ([line_number - 1], []))[0][-1] < line_number - 1
+        broken = label != "main" and running.get(label, ([line_number - 1], []))[0][-1] < line_number - 1
         if label in running and (broken or row["step"] <= last[label]):
             yield (label, *running.pop(label))
         last[label] = row["step"]
@@ -195,7 +195,7 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
     if any(gone):
         _draw_sparsity(below, gone)
     drawn: set[str] = set()
-    for label, places, losses in sorted(_loss_stretches(log), key=lambda stretch: stretch[0] != "strong"):
+    for label, places, losses in sorted(_loss_stretches(log), key=lambda stretch: stretch[0] != "main"):
         values, every = _smooth_losses(losses, max(4.0, len(log) / 60)), -(-len(log) // POINTS)
         points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
         gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
@@ -205,7 +205,7 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
         above.plot(*zip(*sorted(points + gaps), strict=True), marker="." if len(points) == 1 else "", **style)
         drawn.add(label)
     above.set(ylabel="training loss, smoothed")
-    if drawn != {"strong"}:
+    if drawn != {"main"}:
         # Above the axes, so that no curve overlaps it.
         above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
@@ -215,15 +215,15 @@ def _draw_evaluations(figure: Any, points: Sequence[tuple[float, float]], metric
     axes, line = figure.subplots(), [*points[:1]]
     for before, point in pairwise(points):
         line += [(point[0], math.nan), point] if point[0] <= before[0] else [point]
-    axes.plot(*zip(*line, strict=True), "o-", color=LINES["strong"], markersize=3.5, linewidth=1.4)
+    axes.plot(*zip(*line, strict=True), "o-", color=LINES["main"], markersize=3.5, linewidth=1.4)
     axes.set(xlabel="step of the run", ylabel=f"{metric}, validation")
 
 
 def _draw_sparsity(axes: Any, gone: list[float]) -> None:
     turns = [i for i in range(len(gone)) if i in (0, len(gone) - 1) or gone[i - 1] != gone[i]]
     x, y = [i + 1 for i in turns], [gone[i] for i in turns]
-    axes.fill_between(x, y, step="post", color=LINES["strong"], alpha=0.18, linewidth=0)
-    axes.step(x, y, where="post", color=LINES["strong"], linewidth=1.4)
+    axes.fill_between(x, y, step="post", color=LINES["main"], alpha=0.18, linewidth=0)
+    axes.step(x, y, where="post", color=LINES["main"], linewidth=1.4)
     axes.set(ylim=(0, 100), yticks=(0, 50, 100), ylabel="sparsity, %")
 
 
@@ -236,7 +236,7 @@ def _draw_heat(figure: Any, table: dict[str, dict[str, float]]) -> None:
 def _draw_soup(figure: Any, stages: Sequence[Mapping[str, Any]]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     numbers = list(range(1, len(stages) + 1))
-    styles = (("same", "o-", LINES["strong"]), ("unanimous", "s--", LINES["search"]), ("overlap", "^-.", INK))
+    styles = (("same", "o-", LINES["main"]), ("unanimous", "s--", LINES["search"]), ("overlap", "^-.", INK))
     for key, style, colour in styles:
         shares = [100 * stage.get(key, math.nan) for stage in stages]
         left.plot(numbers, shares, style, color=colour, label=key, markersize=5)

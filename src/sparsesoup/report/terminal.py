@@ -47,7 +47,7 @@ def _report_flaw(facts: Mapping[str, Any]) -> str:
     if wrong:
         return f"{', '.join(wrong)} missing or of another kind"
     parts: list[tuple[str, Any, tuple[str, ...]]]
-    parts = [("sparsity", facts["sparsity"], ("asked", "reached", "kept", "total"))]
+    parts = [("sparsity", facts["sparsity"], ("target", "reached", "kept", "total"))]
     parts += [(f"cost.{label}", row, COSTS) for label, row in facts["cost"].items()]
     parts += [("matrices", row, ("kept", "total")) for row in facts["matrices"]]
     parts += [("notes.stages", row, ("step", "sparsity", "weak_masks", "changed")) for row in _stages_of(facts)]
@@ -142,7 +142,7 @@ def dense_flops(facts: Mapping[str, Any]) -> float:
     if "dense_flops" in facts:
         return float(facts["dense_flops"])
     nothing = {"steps": 0, "flops": 0}
-    one = facts["cost"].get("teacher") or facts["cost"].get("strong", nothing)
+    one = facts["cost"].get("teacher") or facts["cost"].get("main", nothing)
     return float(facts["steps"] * one["flops"] / one["steps"]) if one["steps"] else 0.0
 
 

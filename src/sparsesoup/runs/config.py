@@ -236,7 +236,7 @@ def _plain_value(name: str, value: Any) -> Any:
     if name in ("prompts", "class_names") and isinstance(value, (list, tuple)):
         words = [word for word in value if type(word) in (str, int) and "," not in str(word)]
         if name == "prompts" or not value or len(words) < len(value):
-            raise UserError(f"expected text, got {value!r}; several are said by a file with one a line", name)
+            raise UserError(f"expected text, got {value!r}; several are given by a file with one a line", name)
         return ",".join(map(str, words))
     return value
 

@@ -145,7 +145,7 @@ def memory_warning(settings: RunConfig, opened: OpenedTask, device: torch.device
     model_data, kind = settings.model_data, task_type_of(opened.task)
     if kind.load is not None:  # its class cannot be built on the meta device
         return ""
-    with contextlib.suppress(UserError), fork_rng_of(()):  # what is wrong is said where it is used
+    with contextlib.suppress(UserError), fork_rng_of(()):  # what is wrong is reported where it is used
         model = meta_model(model_data.model, opened.task, model_data.trust_remote_code)
         sizes = state_sizes(model, find_prunable(model), settings.train)
         phases = settings.method.plan(_size_of(settings, opened), float(settings.budget.sparsity or 0.0))
@@ -181,7 +181,7 @@ def memory_remedies(
 
 
 def too_little(
-    need: float, free: float, remedies: Sequence[str], least: str = "", beside: str = "", what: str = "run"
+    need: float, free: float, remedies: Sequence[str], least: str = "", extra: str = "", what: str = "run"
 ) -> str:
     """Return a warning if more memory is needed than is free; else an empty string.
 
@@ -191,7 +191,7 @@ def too_little(
     if need <= free:
         return ""
     return (
-        f"this {what} needs {least}{format_count(need, 'B')} of memory{beside}, and {format_count(free, 'B')} are free "
+        f"this {what} needs {least}{format_count(need, 'B')} of memory{extra}, and {format_count(free, 'B')} are free "
         f"here: it may be killed; use {' or '.join(filter(None, [', '.join(remedies[:-1]), remedies[-1]]))}"
     )
 

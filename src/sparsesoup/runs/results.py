@@ -88,7 +88,7 @@ def make_report(
         "seed": settings.model_data.seed,
         "steps": problem.steps,
         "sparsity": {
-            "asked": settings.budget.sparsity,
+            "target": settings.budget.sparsity,
             "reached": ticket.sparsity,
             "kept": algebra.count_kept(ticket.masks),
             "total": algebra.count_total(ticket.masks),
@@ -129,8 +129,8 @@ def _scores_before(problem: Problem) -> dict[str, float]:
 
 def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return `dense_flops` measured on one plain step, if the run's steps include a teacher; else an empty dict."""
-    strong = cost.get("strong")
-    if not strong or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].with_teacher):
+    main = cost.get("main")
+    if not main or "teacher" in cost or (problem.objective is None and not TABLE[settings.name].with_teacher):
         return {}
     indices = list(range(min(problem.training.rows_per_step, len(problem.train))))
     batch, model = problem.train.batch(indices), problem.pretrained
@@ -138,7 +138,7 @@ def _plain_steps(settings: RunConfig, problem: Problem, cost: dict[str, dict[str
         loss = problem.criterion(problem.predict(model, batch), batch)
         torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     per_token = count.flops / problem.train.count_tokens(indices)[0]
-    return {"dense_flops": per_token * strong["tokens"] / strong["steps"] * problem.steps}
+    return {"dense_flops": per_token * main["tokens"] / main["steps"] * problem.steps}
 
 
 def library_versions() -> dict[str, str]:

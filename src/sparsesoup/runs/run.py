@@ -111,7 +111,7 @@ class NamedSource:
 
     def make_problem(self, meter: CostTracker, checkpointer: Checkpointer, watch: ProgressLogger) -> Problem:
         """Return the problem, with its teacher."""
-        if not self.outside.wait:  # a study runs where its dry run said that it fits
+        if not self.outside.wait:  # the dry run of a study has checked that it fits
             device, snapshots = current_device(), self.outside.snapshots
             if note := memory_warning(self.settings, self.opened, device, snapshots):
                 self.outside.console.print(Text(f"note: {note}"), soft_wrap=True)

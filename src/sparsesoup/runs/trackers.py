@@ -16,7 +16,7 @@ from sparsesoup.training.observer import Observer
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 PROJECT = "sparsesoup"  # of wandb and trackio; the experiment of mlflow
-GROUPS = {"strong": "train", "evaluation": "eval"}  # label of the cost -> group of curves, as the Trainer names them
+GROUPS = {"main": "train", "evaluation": "eval"}  # label of the cost -> group of curves, as the Trainer names them
 
 
 @dataclass(frozen=True, kw_only=True)

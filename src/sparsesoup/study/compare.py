@@ -210,7 +210,7 @@ def _print_overviews(jobs: Sequence[TrialJob], shown: set[str], console: Console
 
 def _other_length(record: Record, plan: StudyPlan) -> str:
     """Explain that a trial is in the plan with another T, and why; '' if it is not."""
-    where = record["row"], (record["model"], record["dataset"], record["asked"]), record["seed"]
+    where = record["row"], (record["model"], record["dataset"], record["target"]), record["seed"]
     trial = next((trial for trial in plan.trials if (trial.row, trial.column_of, trial.seed) == where), None)
     if trial is None or trial.settings.budget.steps in (None, record["steps"]):
         return ""
@@ -287,7 +287,8 @@ def study_json(study: Mapping[str, Any], runs: Sequence[Record]) -> str:
 
 def flatten_record(record: Record) -> dict[str, Any]:
     """Return a record as one row of a flat table: every column is a number or a string."""
-    line: dict[str, Any] = {key: record[key] for key in ("row", "method", "model", "dataset", "asked", "seed", "steps")}
+    kept = ("row", "method", "model", "dataset", "target", "seed", "steps")
+    line: dict[str, Any] = {key: record[key] for key in kept}
     line |= {"sparsity": record["sparsity"]["reached"], "kept": record["sparsity"]["kept"]}
     if low := low_rank_of(record):
         line["removed_by_rank"] = low["removed"]

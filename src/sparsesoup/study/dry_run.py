@@ -100,7 +100,7 @@ def describe_plan(settings: RunConfig, out: Path = Path("runs"), snapshots: str 
     device = problem.accelerator.device
     free = free if device.type == "cpu" else free_memory(device)
     yield from _room_lines(found, *found.disk, out, free)
-    yield from (f"note: {said}" for said in unused_settings(settings, problem.size, snapshots))
+    yield from (f"note: {note}" for note in unused_settings(settings, problem.size, snapshots))
     yield NOTE
 
 
@@ -124,7 +124,7 @@ def _room_lines(
 
 
 def _study_room_lines(left: Sequence[CostEstimate], out: Path, free: int, workers: int, cache: int) -> Iterator[str]:
-    """Yield the peaks of a study's runs that are left: what stays of all, what is beside it of those that run at once.
+    """Yield the peaks of a study's remaining runs: files kept of all, temporary ones of those that run at once.
 
     Args:
         cache: most bytes of trainings that runs share.
@@ -133,10 +133,10 @@ def _study_room_lines(left: Sequence[CostEstimate], out: Path, free: int, worker
     free = free if device.type == "cpu" else free_memory(device)
     largest = max(left, key=lambda e: e.memory)
     together = replace(largest, memory=sum(sorted((e.memory for e in left), reverse=True)[:workers]))
-    beside = sorted((most - stays for most, stays in (e.disk for e in left)), reverse=True)[:workers]
+    temporary = sorted((most - stays for most, stays in (e.disk for e in left)), reverse=True)[:workers]
     stays, shared = sum(e.disk[1] for e in left), min(cache, sum(e.cached for e in left))
-    said = f" (at most {format_count(shared, 'B')} of them trainings that runs share)" if shared else ""
-    yield from _room_lines(together, stays + sum(beside) + shared, stays, out, free, "study", said)
+    note = f" (at most {format_count(shared, 'B')} of them trainings that runs share)" if shared else ""
+    yield from _room_lines(together, stays + sum(temporary) + shared, stays, out, free, "study", note)
 
 
 def _evaluation_words(

@@ -38,7 +38,7 @@ class Cost:
 
 
 class CostTracker:
-    """Costs by label: strong (training that leads to the final model), weak, search, score, teacher, validation."""
+    """Costs by label: main (training that leads to the final model), weak, search, score, teacher, validation."""
 
     def __init__(self) -> None:
         self.costs: dict[str, Cost] = {}

@@ -14,7 +14,7 @@ from sparsesoup.training.problem import Problem, record_time
 from sparsesoup.training.state import TrainState, named_weights
 
 EVALUATION = "evaluation"  # label of the cost and of the log
-MAIN = "strong"  # label of the trainings that are validated
+MAIN = "main"  # label of the trainings that are validated
 BEST = "best/"  # the weights of the best validation, in the memory of the state
 
 

@@ -44,7 +44,7 @@ def train(
     observe: Hook | None = None,
     penalty: Callable[[TrainState], Tensor] | None = None,
     split: bool = False,
-    label: str = "strong",
+    label: str = "main",
     protocol: TrainingOverrides | None = None,
     stopping: EarlyStopping | None = None,
 ) -> TrainState:

@@ -7,7 +7,7 @@ from typing import Any
 class Observer:
     """Receives the progress of a run; subclass it and override what you need. It cannot change the run.
 
-    Labels are those of the cost: strong (the main training), weak, search; see the guide to cost.
+    Labels are those of the cost: main (the main training), weak, search; see the guide to cost.
 
     >>> class LastLoss(Observer):
     ...     def step(self, record):

@@ -108,7 +108,7 @@ class Phase:
     name: str
     steps: int = 0
     at_most: bool = False
-    label: str = "strong"
+    label: str = "main"
     kind: Literal["train", "head", "blocks", "fork"] = "train"
     stream: tuple[object, ...] = ()
     rate: Rate | None = None

@@ -89,7 +89,7 @@ def run_benchmark(
         raise UserError(
             f"nothing of {tables[0]['path']} could be measured ({reasons}); name other backends with --backends"
         )
-    return [{**table, "said": summary_sentences(table)} for table in tables]
+    return [{**table, "summary": summary_sentences(table)} for table in tables]
 
 
 def _check_batch(candidate: BenchmarkCandidate, how: BenchmarkConfig) -> None:

@@ -202,7 +202,7 @@ def probe_speed(problem: Problem, prices: FlopsModel) -> SpeedProbe:
     ((_, validated),) = phase_costs(FINAL, 1, problem, prices)
     seconds = {label: cost.seconds for label, cost in meter.costs.items()}
     return SpeedProbe(
-        seconds["strong"] / max(trained.flops, 1), seconds["validation"] / max(validated.flops, 1), _peak_bytes(device)
+        seconds["main"] / max(trained.flops, 1), seconds["validation"] / max(validated.flops, 1), _peak_bytes(device)
     )
 
 

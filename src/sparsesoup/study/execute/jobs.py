@@ -23,7 +23,7 @@ from sparsesoup.study.recipe.trial import Trial
 
 KEPT = ("method", "dataset_fingerprint", "validation", "test", "sparsity", "cost", "steps", "seconds", "notes",
         "matrices", "command", "machine", "versions")  # fmt: skip
-NEEDED = ("row", "model", "dataset", "asked", "seed", "run", "method", "validation", "test", "sparsity", "cost",
+NEEDED = ("row", "model", "dataset", "target", "seed", "run", "method", "validation", "test", "sparsity", "cost",
           "steps", "seconds", "matrices", "command")  # required by tables and page  # fmt: skip
 FAILED = ("run", "error")  # required in the record of a failure
 AGAIN = "remove it, and the study does that run again"
@@ -128,7 +128,7 @@ def trial_record(trial: Trial, run: Path) -> dict[str, Any]:
         "row": trial.row,
         "model": model,
         "dataset": dataset,
-        "asked": sparsity,
+        "target": sparsity,
         "seed": trial.settings.model_data.seed,
     }
     return {**head, "run": str(trial.path), **{key: report.get(key) for key in KEPT}}

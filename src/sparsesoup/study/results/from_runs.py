@@ -69,7 +69,7 @@ def _of_run(run: Path) -> dict[str, Any]:
     report, folder = read_report(run), run.resolve()
     dense = report["sparsity"]["kept"] == report["sparsity"]["total"]
     head = {"model": report["model"], "dataset": report["dataset"], "seed": report["seed"]}
-    head["asked"] = None if dense else report["sparsity"]["asked"]
+    head["target"] = None if dense else report["sparsity"]["target"]
     head["row"] = folder.parent.name if folder.name.startswith("seed-") else folder.name
     head["settings"] = _common_settings(report["settings"], report["seed"])
     return {**head, "run": str(run), **{key: report.get(key) for key in KEPT}}
@@ -100,21 +100,21 @@ def _in_rows(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _column_and_seed(record: dict[str, Any]) -> tuple[Any, ...]:
     """Return row, column and seed, of which a table has one run."""
-    return tuple(record[key] for key in ("row", "model", "dataset", "asked", "seed"))
+    return tuple(record[key] for key in ("row", "model", "dataset", "target", "seed"))
 
 
 def _in_columns(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the records by column; of sparsities that keep equally many weights, such as a ticket's, the shortest."""
     places = list(dict.fromkeys((record["model"], record["dataset"]) for record in found))
-    pruned = [record for record in found if record["asked"] is not None]
+    pruned = [record for record in found if record["target"] is not None]
     shortest: dict[Any, float] = {}
-    for record in sorted(pruned, key=lambda record: len(repr(record["asked"]))):
-        shortest.setdefault(_column_key(record), record["asked"])
+    for record in sorted(pruned, key=lambda record: len(repr(record["target"]))):
+        shortest.setdefault(_column_key(record), record["target"])
     for record in pruned:
-        record["asked"] = shortest[_column_key(record)]
-    return sorted(found, key=lambda r: (places.index((r["model"], r["dataset"])), r["asked"] or 0.0))
+        record["target"] = shortest[_column_key(record)]
+    return sorted(found, key=lambda r: (places.index((r["model"], r["dataset"])), r["target"] or 0.0))
 
 
 def _column_key(record: dict[str, Any]) -> tuple[str, str, int]:
     """Return model, dataset and the number of weights that a run was to keep."""
-    return record["model"], record["dataset"], round((1 - record["asked"]) * record["sparsity"]["total"])
+    return record["model"], record["dataset"], round((1 - record["target"]) * record["sparsity"]["total"])

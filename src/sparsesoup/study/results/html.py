@@ -204,7 +204,7 @@ def by_layer(found: ScoreTable, records: Sequence[Record]) -> dict[str, dict[str
     column = _first_pruned(found)
     table: dict[str, dict[str, float]] = {}
     for row in found.rows:
-        runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["asked"]) == column]
+        runs = [r for r in records if r["row"] == row and (r["model"], r["dataset"], r["target"]) == column]
         sums: dict[str, list[float]] = {}
         for run in runs:
             for layer, shares in sparsity_grid([{**matrix, "role": "all"} for matrix in run["matrices"]]).items():
@@ -235,7 +235,7 @@ def ticket_agreement(found: ScoreTable, records: Sequence[Record], out: Path) ->
     Uses the first pruned column, and its first seed.
     """
     column = _first_pruned(found)
-    runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["asked"]) == column}
+    runs = {r["row"]: r for r in reversed(records) if (r["model"], r["dataset"], r["target"]) == column}
     kept = {}
     for row in found.rows:
         try:

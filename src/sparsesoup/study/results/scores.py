@@ -67,7 +67,7 @@ def score_table(
     without a score says why.
     """
     split = "test" if records and all(record["test"] for record in records) else "validation"
-    places = [(r["model"], r["dataset"], r["asked"]) for r in records]
+    places = [(r["model"], r["dataset"], r["target"]) for r in records]
     known = dict.fromkeys([*(at for _, at, _ in planned), *places])
     pruned = [at for at in known if at[2] is not None]
     bare = [p for p in known if p[2] is None and not any(q[:2] == p[:2] for q in pruned)]
