@@ -215,6 +215,15 @@ def test_blocks_are_pruned_among_what_heads_and_rows_left() -> None:
     assert count_total(ticket.masks) == 4096
 
 
+def test_where_one_tile_of_each_matrix_is_too_much_the_best_of_them_stay() -> None:
+    """Tiles of 32 x 32 in matrices of 32 x 32 and 64 x 32: the first ones hold more than the sparsity leaves."""
+    ticket = MlPruning(structured=0.1, score_rate=0.05).run(wide_bert(40), 0.7)
+    assert 0.3 * 16_384 - 1024 < count_kept(ticket.masks) <= 0.3 * 16_384
+    assert all(weight.isfinite().all() for weight in ticket.weights.values())
+    alive = [name for name, mask in ticket.masks.items() if mask.any()]
+    assert any(".1." in name for name in alive)  # chosen by the logits, not by the order of the matrices
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     for name, value in (("structured", 0.0), ("blocks", 0.0), ("start", 0.0), ("score_rate", 0.0)):
         with pytest.raises(UserError, match=name):

@@ -12,12 +12,13 @@ from sparsesoup.core.masks import Masks
 from sparsesoup.core.masks import sparsity as sparsity_of
 from sparsesoup.core.schedules import CubicSchedule
 from sparsesoup.core.targets import Targets, attention_head_groups, feed_forward_groups
-from sparsesoup.methods.gates.attach import weight_scores
+from sparsesoup.methods.gates.attach import gates_of, weight_scores
 from sparsesoup.methods.gates.density import first_gate_per_group, group_scores
-from sparsesoup.methods.gates.kept_share import MatrixShare, ShareController, shift_logits_
+from sparsesoup.methods.gates.kept_share import KeptShareGate, MatrixShare, ShareController, shift_logits_
 from sparsesoup.methods.live_features import OUT_OF, close_dead_inputs
 from sparsesoup.training.state import TrainState
 
+FIRST = 1e6  # above any finite score of a tile: logits and log-odds
 Ranking = Callable[[TrainState, float], tuple[Tensor, int]]  # share of the way -> ranked scores, how many fit
 
 
@@ -152,6 +153,9 @@ def block_penalty(strength: float, sparsity: float, state: TrainState) -> Tensor
 def trim_blocks(groups: tuple[CoupledGroups, ...], sparsity: float, state: TrainState) -> Masks:
     """Return the masks of the best tiles that fit, among what the first stage left."""
     scores = {name: score.double() for name, score in weight_scores(state).items()}
+    for name, gate in gates_of(state.model):
+        if isinstance(gate, KeptShareGate) and name in scores:  # where not even the first tiles of all matrices fit
+            scores[name].masked_fill_(scores[name] == torch.inf, FIRST + float(gate.logit.detach()))
     return topk_masks(scores, max(sparsity, sparsity_of(state.masks)), pattern=groups, within=state.masks)
 
 

@@ -96,7 +96,7 @@ def run_warnings(facts: Facts) -> list[str]:
             f"--method.attention heads"
         )
     elif abs(reached - target) > FAR:
-        found.append(f"{missed}: this is the nearest whole number of groups; set another --sparsity, or smaller groups")
+        found.append(f"{missed}: only whole groups are kept, as many as fit; set another --sparsity, or smaller groups")
     wanted = train["batch_size"] * train["gradient_accumulation_steps"]
     if wanted > facts.get("train_rows", math.inf):
         found.append(f"a step had only {facts['train_rows']} rows, the whole training set, not {wanted}")
@@ -109,6 +109,8 @@ def _remedy_for_gates(method: Facts, too_many: bool) -> str:
         return "leave out --method.penalty, so that it is adapted to the sparsity"
     if method.get("strength") is not None:
         return "leave out --method.strength, so that the shares follow the sparsity"
+    if "tile" in method and not too_many:  # one tile of each matrix stays open in the search
+        return "set smaller --method.tile.rows and --method.tile.cols"
     if method.get("every_steps", 1) > 1:
         return f"set a lower --method.every-steps (now {method['every_steps']})"
     rate = f" (now {method['score_rate']:g})" if method.get("score_rate") is not None else ""

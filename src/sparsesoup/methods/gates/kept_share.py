@@ -89,12 +89,17 @@ def shift_logits_(state: TrainState, ranked: Tensor, fit: int) -> None:
 
     Args:
         ranked: scores of all groups, in descending order.
-        fit: how many of them fit; the first of each gate do.
+        fit: how many of them fit; the first of each gate stay open even if fewer do.
     """
-    if fit == len(ranked):
-        level = ranked[-1] - 1.0
-    else:  # a last group that fits may have an infinite score: it is the first of its gate
-        level = (ranked[fit] + torch.minimum(ranked[fit - 1], ranked[fit] + 1.0)) / 2
+    finite = ranked[ranked.isfinite()]  # the first of each gate is open at any level, and what has no weights never
+    if not len(finite):
+        return
+    fit = min(max(fit - int(torch.count_nonzero(ranked == torch.inf)), 0), len(finite))
+    if fit == len(finite):
+        level = finite[-1] - 1.0
+    else:
+        better = finite[fit - 1] if fit else finite[fit] + 1.0
+        level = (finite[fit] + torch.minimum(better, finite[fit] + 1.0)) / 2
     for _, gate in first_gate_per_group(state.model).values():
         assert isinstance(gate, KeptShareGate)
         gate.logit.sub_(level)
