@@ -19,6 +19,7 @@ from sparsesoup.exports import graphs
 from sparsesoup.exports.graphs import CLOSE_IN_HALF, compare_outputs, graph_inputs, opset_of
 from sparsesoup.exports.runtimes import EXACT, open_onnx, require_library
 from sparsesoup.hub.models.dummy_inputs import dummy_inputs, forward_outputs
+from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.quiet import quiet_libraries
 from tiny_exports import EVEN, SOME, close, export_command, pruned, refused, saved, stock, trace_once
 from tiny_hub import tokenizer
@@ -150,6 +151,32 @@ def test_both_engines_answer_as_the_masked_model_of_images(tmp_path, monkeypatch
             assert close([*found.values()], [t.numpy() for t in forward_outputs(model, batch)], tolerance), (to, rows)
         assert any("rounded to float16" in note for note in facts["notes"]) == bool(words)
     assert said_alone(tmp_path / "openvino") == "2 1\n"  # features and their pool, of one image
+
+
+def test_openvino_reads_heads_that_attend_to_all_alike(tmp_path):
+    """Heads whose queries and keys are gone: a matrix without rows, which OpenVINO takes for a scalar."""
+    model = model_of("bert", dtype=torch.float32)
+    with torch.no_grad():
+        prunable_layers(model)[1].module_of("key").weight.zero_()
+    source = saved(tmp_path / "source", model, method="magnitude", seed=0)
+    written = export(source, "openvino", tmp_path / "out")
+    assert written.facts["largest_difference"] < 1e-4
+
+
+def test_a_graph_that_openvino_cannot_read_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    source = pruned(tmp_path / "source", "bert")
+    plain = graphs.trace_source
+
+    def trace(source):
+        traced = plain(source)
+        traced.program.model.graph[-1].domain = "nobody's"
+        return traced
+
+    monkeypatch.setattr(graphs, "trace_source", trace)
+    said = refused(capsys, tmp_path, source, "--to", "openvino", "--out", tmp_path / "out")
+    assert "OpenVINO cannot read the graph: " in said
+    assert "nobody's" in said
+    assert said.endswith("; export it --to onnx or compact\n")
 
 
 def test_a_graph_asks_for_no_token_types_that_its_tokenizer_does_not_make(tmp_path):

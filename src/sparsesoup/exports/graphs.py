@@ -20,6 +20,7 @@ from sparsesoup.exports.runtimes import (
     first_error_line,
     open_onnx,
     open_openvino,
+    readable_by_openvino,
     require_library,
 )
 from sparsesoup.exports.source import PreparedExport, PrunedSource, forget_masks, largest_difference, size_of
@@ -88,8 +89,9 @@ class OpenVinoFormat:
         def write(folder: Path) -> float:
             with tempfile.TemporaryDirectory() as scratch:
                 graph.program.save(Path(scratch) / ONNX_FILE)
-                read = engine.Core().read_model(Path(scratch) / ONNX_FILE)
-                engine.save_model(read, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
+                with readable_by_openvino("the graph", "; export it --to onnx or compact"):
+                    read = engine.Core().read_model(Path(scratch) / ONNX_FILE)
+                    engine.save_model(read, folder / OPENVINO_FILE, compress_to_fp16=self.fp16)
             close = CLOSE_IN_HALF if self.fp16 else CLOSE
             return compare_outputs(graph.model, graph.inputs, open_openvino(folder / OPENVINO_FILE), close)
 

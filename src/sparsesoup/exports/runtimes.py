@@ -3,7 +3,8 @@
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino
 ONNX_FILE, OPENVINO_FILE = "model.onnx", "model.xml"
 # On a CPU with bf16, OpenVINO would round to it by default.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+# How OpenVINO's errors begin: places in its sources.
+NO_NEWS = re.compile(
+    r"Exception from \S+:$|Check '.*' failed at \S+:$|FrontEnd API failed with|Model wasn't fully|Summary:$"
+)
 InferenceFunction = Callable[[Arrays], Arrays]  # inputs by name -> outputs by name
 
 
@@ -57,17 +62,24 @@ def open_onnx(path: Path, threads: int = 0) -> InferenceFunction:
 
 def open_openvino(path: Path, threads: int = 0) -> InferenceFunction:
     """Load an .xml file of OpenVINO, or an ONNX file, on the CPU in float32, for so many threads at most."""
-    core = require_library("openvino").Core()
     options: dict[str, Any] = {**EXACT, "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
+    with readable_by_openvino(str(path)):
+        return openvino_runner(require_library("openvino").Core().compile_model(str(path), "CPU", options))
+
+
+@contextmanager
+def readable_by_openvino(what: str, remedy: str = "") -> Iterator[None]:
+    """Raise a UserError in the place of an error of OpenVINO, whose text is a list of checks in its sources."""
     try:
-        return openvino_runner(core.compile_model(str(path), "CPU", options))
+        yield
     except RuntimeError as error:
-        raise UserError(f"OpenVINO cannot read {path}: {first_error_line(error)}") from error
+        raise UserError(f"OpenVINO cannot read {what}: {first_error_line(error)}{remedy}") from error
 
 
 def first_error_line(error: BaseException) -> str:
     """Return the first informative line of an error, cut to terminal length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not NO_NEWS.match(line)] or lines
     return re.sub(r"\s+", " ", (lines or [type(error).__name__])[0])[:200]

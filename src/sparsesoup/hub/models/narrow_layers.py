@@ -32,6 +32,9 @@ class NarrowLinear(nn.Module):
         if len(self.inputs) < self.in_features:
             x = x.index_select(-1, self.inputs.to(x.device))
         own = self.bias is not None and len(self.bias) == len(self.outputs)
+        if not len(self.outputs):  # OpenVINO takes a matrix without rows for a scalar, and refuses the product
+            nothing = x.new_zeros((*x.shape[:-1], self.out_features))
+            return nothing if own or self.bias is None else nothing + self.bias
         y = functional.linear(x, self.weight, self.bias if own else None)
         if len(self.outputs) < self.out_features:
             whole = y.new_zeros((*y.shape[:-1], self.out_features))
