@@ -415,6 +415,13 @@ def test_a_batch_that_the_model_has_no_memory_for_is_refused_in_one_line(tmp_pat
     assert not (source / "benchmark.json").exists()
 
 
+def test_a_length_of_images_is_refused(tmp_path, capsys):
+    source = pruned(tmp_path / "source", "vit", {})
+    assert command(source, "--length", "32", "--rounds", "3", "--backends", "torch") == 2
+    said = capsys.readouterr().err
+    assert said == f"sparsesoup: --length: it is for texts, and {source} reads images, got 32; leave it out\n"
+
+
 def test_what_is_no_run_and_no_export_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="nothing to measure; give a run or an export"):
         run_benchmark([], BenchmarkConfig())

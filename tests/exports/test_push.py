@@ -24,8 +24,8 @@ from sparsesoup.hub.models.layer_layouts import prunable_layers
 from sparsesoup.hub.models.loading import load_as_saved
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.metrics import METRICS as JUDGES
-from sparsesoup.report.format import label_name
 from sparsesoup.report.model_card import METRICS, base_model, hub_dataset, render_model_card
+from sparsesoup.training.cost import label_name
 from tiny_exports import pruned, trace_once
 from tiny_hub import listing, masks_of, older, run_of, weights_of
 from tiny_server import hub
@@ -537,6 +537,20 @@ def test_a_dry_run_without_a_place_is_written_under_the_models_name(run, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert main(["push", str(run), "me/tiny", "--dry-run"]) == 0
     assert (tmp_path / "tiny" / "README.md").is_file()
+
+
+def test_a_dry_run_says_what_its_flags_would_do(run, tmp_path, capsys, monkeypatch):
+    dry(run, tmp_path / "one")
+    dry(run, tmp_path / "two", "--private")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("upload")]
+    assert lines == [
+        f"upload  nothing; without --dry-run, to the {kind}repository me/tiny" for kind in ("", "private ")
+    ]
+    monkeypatch.delenv("LACKING", raising=False)
+    words = ("me/tiny", "--dry-run", "--token-from-env", "LACKING", "--out", tmp_path / "three")
+    said = refused(capsys, tmp_path, run, *words)
+    assert "the environment variable LACKING is empty" in said
+    assert said.endswith("; leave it out of a dry run\n")
 
 
 def test_without_a_token_nothing_is_asked(run, tmp_path, capsys, monkeypatch):

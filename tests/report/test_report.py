@@ -16,7 +16,7 @@ from rich.console import Console
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.methods import METHODS
-from sparsesoup.report.format import describe_notes, label_name, run_warnings
+from sparsesoup.report.format import describe_notes, run_warnings
 from sparsesoup.report.run_page import write_report
 from sparsesoup.report.terminal import (
     format_main_score,
@@ -25,6 +25,7 @@ from sparsesoup.report.terminal import (
     show_run,
     sparsity_grid,
 )
+from sparsesoup.training.cost import label_name
 from tiny_reports import cost, write_run
 
 

@@ -230,7 +230,7 @@ def test_a_run_whose_loss_breaks_keeps_its_finished_pieces(tmp_path: Path, monke
     state, flaw = broken.start_run(), False
     broken.checkpointer.run_stage("good", state, train, state, broken, 3)
     flaw = True
-    with pytest.raises(UserError, match=r"at step 4 \(main\); what was finished is kept"):
+    with pytest.raises(UserError, match=r"at step 4 of the main training; what was finished is kept"):
         broken.checkpointer.run_stage("bad", state, train, state, broken, 3)
     after = checkpointed(tmp_path)
     assert after.checkpointer.finished == ["good"]

@@ -122,6 +122,9 @@ def run_push(options: Any) -> None:
     out = folder if options.dry_run else None
     rest = {"private": options.private, "license": options.license, "token_from_env": options.token_from_env}
     print_line(f"model   {push_to_hub(options.RUN, options.REPO, out=out, **rest)}")
+    if options.dry_run:
+        kind = "the private" if options.private else "the"
+        print_line(f"upload  nothing; without --dry-run, to {kind} repository {options.REPO}")
 
 
 COMMANDS = {

@@ -97,13 +97,18 @@ def push_to_hub(
     run: Path, repo: str, *, out: Path | None = None, private: bool = False, license: str = "unknown",
     token_from_env: str = "",
 ) -> str:  # fmt: skip
-    """Upload a model to the Hub in one commit and return its URL; or only write the upload to a folder, `out`."""
+    """Upload a model to the Hub in one commit and return its URL; or only write the upload to a folder, `out`.
+
+    A variable that is named for the token has to hold one in either case.
+    """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a repository: {one_line(error)}") from error
     upload = open_upload(run)
     if out is not None:
+        if token_from_env:
+            _read_token(token_from_env, "leave it out of a dry run")
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out} is there already; give a folder that does not exist")
         with atomic_write(out) as temporary:
@@ -202,13 +207,13 @@ def _render_card(upload: HubUpload, config: Mapping[str, Any], repo: str, licens
     return render_model_card(facts, strip_local_paths(upload.form), config, repo, license)
 
 
-def _read_token(variable: str) -> str:
+def _read_token(variable: str, otherwise: str = "--dry-run needs none") -> str:
     token = os.environ.get(variable, "").strip() if variable else huggingface_hub.get_token()
     if not token:
         lacking = f"the environment variable {variable} is empty" if variable else "HF_TOKEN is empty, nobody logged in"
-        raise UserError(f"no token for the Hub: {lacking}; set it, or run `hf auth login`; --dry-run needs none")
+        raise UserError(f"no token for the Hub: {lacking}; set it, or run `hf auth login`; {otherwise}")
     if not re.fullmatch(r"[!-~]+", token):
-        raise UserError(f"what {variable or 'HF_TOKEN'} holds is no token: a token is one word; --dry-run needs none")
+        raise UserError(f"what {variable or 'HF_TOKEN'} holds is no token: a token is one word; {otherwise}")
     return token
 
 

@@ -6,25 +6,7 @@ from typing import Any
 
 FAR = 0.05  # deviation from the target sparsity of group pruning that is worth a warning
 NEAR = 0.02  # the same for gates
-LABELS = {  # of the cost -> (name, meaning)
-    "main": ("main training", "training of the final model"),
-    "weak": ("weak-mask runs", "short trainings that each give a weak mask or model"),
-    "search": ("mask search", "trainings before the one that gave the result, such as the rounds of IMP"),
-    "score": ("scoring", "passes over training rows to score weights"),
-    "teacher": ("teacher", "training of the dense teacher, done once and counted in every run that uses it"),
-    "evaluation": ("validation curve", "scores during the main training (train.eval_steps)"),
-    "validation": ("validation", "model selection and final score"),
-}
 Facts = Mapping[str, Any]
-
-
-def label_name(label: str) -> str:
-    """Return the name of a label of the cost.
-
-    >>> label_name("main"), label_name("other")
-    ('main training', 'other')
-    """
-    return LABELS[label][0] if label in LABELS else label
 
 
 def format_percent(share: float, digits: int = 1) -> str:

@@ -28,6 +28,7 @@ from sparsesoup.report.escaping import (
     markdown_prose,
     printable_line,
 )
+from sparsesoup.training.cost import LABELS, label_name
 
 TEMPLATE = "card.md.j2"
 BASE = {EMBEDDED: "sentence-transformers/all-MiniLM-L6-v2"}  # the model that the embedded package is a copy of
@@ -51,7 +52,7 @@ def render_model_card(facts: Facts, form: Facts, config: Facts, repo: str, licen
         repo, license: the model's name on the Hub, and its license as the Hub names it.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_template_value)
-    environment.filters |= {"flop": words.format_count, "duration": words.format_duration, "label": words.label_name}
+    environment.filters |= {"flop": words.format_count, "duration": words.format_duration, "label": label_name}
     template = (resources.files("sparsesoup.report") / TEMPLATE).read_text(encoding="utf-8")
     body = environment.from_string(template).render(_template_values(facts, form, config, repo))
     body = re.sub(r"\n{3,}", "\n\n", body).strip()
@@ -146,7 +147,7 @@ def _template_values(facts: Facts, form: Facts, config: Facts, repo: str) -> dic
         "degenerate": (facts.get("notes") or {}).get("degenerate", []),
         "costs": show.ordered_costs(facts) if labels else [],
         "times": show.times_dense(facts) if labels and "steps" in facts else None,
-        "labels": [words.LABELS[label] for label in labels if label in words.LABELS],
+        "labels": [LABELS[label] for label in labels if label in LABELS],
         "load": fenced_code(_loading_code(form, config, repo) + _head_code(form, config, repo), "python"),
         "notes": [Markup(markdown_prose(str(note))) for note in notes],
         "sizes": [(SIZES[k], *(f"{n:,}" for n in pair)) for k, pair in form.get("sizes", {}).items() if k in SIZES],

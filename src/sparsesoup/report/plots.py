@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from sparsesoup.report import format as words
 from sparsesoup.report.escaping import printable_lines
+from sparsesoup.training.cost import label_name
 
 # Placeholder colours, which the page replaces by its own, light or dark; no chart uses them otherwise.
 INK, FAINT, PAPER = "#010101", "#010102", "#010106"
@@ -42,7 +43,7 @@ def _load_template(template: str) -> Template:
     environment = Environment(loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     environment.filters |= {"percent": words.format_percent, "flop": words.format_count, "plain": _format_plain,
-                            "duration": words.format_duration, "label": words.label_name}  # fmt: skip
+                            "duration": words.format_duration, "label": label_name}  # fmt: skip
     return environment.get_template(template)
 
 

@@ -14,6 +14,7 @@ from sparsesoup.report import terminal as show
 from sparsesoup.report.degenerate import degenerate_warnings
 from sparsesoup.report.escaping import command_line
 from sparsesoup.report.plots import INK, LINES, draw_heatmap, render_page, render_svg, sparsity_limits
+from sparsesoup.training.cost import LABELS, label_name
 
 LOG, PAGE, MEASURED = "log.jsonl", "report.html", "benchmark.json"
 FIELDS = ("summary", "rows", "failed", "batch", "length", "rounds", "threads", "machine")  # of benchmark.json
@@ -38,7 +39,7 @@ def write_report(run: Path) -> Path:
         "others": others, "most_rows": BARS, "repeat": command_line(facts["command"]),
         "checks": _early_bird_checks(facts["notes"]), "measured": _benchmark_values(run / MEASURED),
         "evaluations": _evaluation_values(facts),
-        "meaning": dict(words.LABELS[label] for label, _ in show.ordered_costs(facts) if label in words.LABELS),
+        "meaning": dict(LABELS[label] for label, _ in show.ordered_costs(facts) if label in LABELS),
     })  # fmt: skip
     write_text(run / PAGE, text)
     return run / PAGE
@@ -200,7 +201,7 @@ def _draw_curves(figure: Any, log: list[dict[str, Any]]) -> None:
         points = [(x, y) for i, (x, y) in enumerate(zip(places, values, strict=True)) if i % every == 0]
         gaps = [(b - 0.5, math.nan) for (a, _), (b, _) in pairwise(points) if b - a > every]
         style = {"color": LINES.get(label, INK), "linewidth": 1.1 if label == "weak" else 1.7}
-        style["label"] = None if label in drawn else words.label_name(label)
+        style["label"] = None if label in drawn else label_name(label)
         # A stretch with one point has no line and needs a marker.
         above.plot(*zip(*sorted(points + gaps), strict=True), marker="." if len(points) == 1 else "", **style)
         drawn.add(label)

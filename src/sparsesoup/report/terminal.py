@@ -15,7 +15,8 @@ from sparsesoup.core.files import load_table
 from sparsesoup.core.low_rank import low_rank_of
 from sparsesoup.core.manifest import REPORT
 from sparsesoup.report.escaping import command_line, printable_line, text_table
-from sparsesoup.report.format import LABELS, describe_notes, format_count, format_duration, format_percent, label_name
+from sparsesoup.report.format import describe_notes, format_count, format_duration, format_percent
+from sparsesoup.training.cost import LABELS, label_name
 
 FORMAT = 1  # of report.json
 COSTS = ("steps", "examples", "tokens", "padding", "flops", "seconds")

@@ -17,9 +17,10 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import append_text
 from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.report.escaping import printable_line
-from sparsesoup.report.format import format_duration, label_name
+from sparsesoup.report.format import format_duration
 from sparsesoup.report.run_page import read_log_lines
 from sparsesoup.runs.config import RunConfig
+from sparsesoup.training.cost import label_name
 from sparsesoup.training.observer import Observer
 from sparsesoup.training.problem import Problem
 

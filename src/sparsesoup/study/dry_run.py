@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sparsesoup.core.errors import UserError
-from sparsesoup.report.format import format_count, format_duration, label_name
+from sparsesoup.report.format import format_count, format_duration
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.memory import free_disk, free_memory, fresh_memory, too_little
 from sparsesoup.runs.options import CACHE_SIZE, unused_settings
@@ -18,7 +18,7 @@ from sparsesoup.study.execute.jobs import TrialJob
 from sparsesoup.study.recipe.plan import StudyPlan
 from sparsesoup.study.recipe.trial import Trial
 from sparsesoup.training.config import TrainingConfig
-from sparsesoup.training.cost import Cost
+from sparsesoup.training.cost import Cost, label_name
 from sparsesoup.training.device import current_device
 from sparsesoup.training.evaluation import EarlyStopping
 from sparsesoup.training.plan import Phase, count_evaluations, early_stopping_of, first_steps

@@ -10,6 +10,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+LABELS = {  # of the cost -> (name, meaning)
+    "main": ("main training", "training of the final model"),
+    "weak": ("weak-mask runs", "short trainings that each give a weak mask or model"),
+    "search": ("mask search", "trainings before the one that gave the result, such as the rounds of IMP"),
+    "score": ("scoring", "passes over training rows to score weights"),
+    "teacher": ("teacher", "training of the dense teacher, done once and counted in every run that uses it"),
+    "evaluation": ("validation curve", "scores during the main training (train.eval_steps)"),
+    "validation": ("validation", "model selection and final score"),
+}
+
+
+def label_name(label: str) -> str:
+    """Return the name of a label of the cost.
+
+    >>> label_name("main"), label_name("other")
+    ('main training', 'other')
+    """
+    return LABELS[label][0] if label in LABELS else label
+
 
 @dataclass
 class Cost:

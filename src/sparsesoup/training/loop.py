@@ -15,7 +15,7 @@ from sparsesoup.core.masks import Masks, apply_masks_, sparsity
 from sparsesoup.core.rng import derive_seed, devices_of, fork_rng_of, seed_everything
 from sparsesoup.training.batching import RowBatches, shapes_of
 from sparsesoup.training.config import TrainingOverrides
-from sparsesoup.training.cost import Cost
+from sparsesoup.training.cost import Cost, label_name
 from sparsesoup.training.evaluation import EarlyStopping, Evaluator
 from sparsesoup.training.extrapolation import extrapolated_weights, keep_gradients_
 from sparsesoup.training.hooks import Hook, is_due
@@ -224,8 +224,8 @@ class _Loop:
         problem.checkpointer.save_if_due(state, self.until, ending=True)
         what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
         raise UserError(
-            f"the {what} at step {state.step + 1} ({self.label}); what was finished is kept. "
-            f"Lower --train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
+            f"the {what} at step {state.step + 1} of the {label_name(self.label)}; what was finished is kept; lower "
+            f"--train.learning-rate (now {problem.training.learning_rate:g}) or check the data"
         )
 
     def masks_of_gradients(self) -> Masks | None:

@@ -35,6 +35,7 @@ from sparsesoup.runs.results import library_versions, machine_name
 
 FILE = "benchmark.json"
 MEMORY = psutil.virtual_memory().total  # bytes of memory in this machine
+LENGTH = 128  # tokens of a text
 CLOSE = 1e-2  # largest difference between the outputs of a backend and torch, as a share of the largest output
 Facts = dict[str, Any]
 
@@ -45,14 +46,14 @@ class BenchmarkConfig(TypedSettings):
 
     Args:
         batch: texts or images in a batch.
-        length: tokens of a text; ignored for images.
+        length: tokens of a text; None: 128.
         threads: threads for each backend; None: torch's number.
         rounds: interleaved measurements of each candidate.
         backends: the backends.
     """
 
     batch: int = 32
-    length: int = 128
+    length: int | None = None
     threads: int | None = None
     rounds: int = 9
     backends: tuple[str, ...] = tuple(BACKENDS)
@@ -64,6 +65,11 @@ class BenchmarkConfig(TypedSettings):
         check_threads(self.threads)
         if unknown := [name for name in self.backends or ("",) if name not in BACKENDS]:
             raise UserError(f"unknown backend {unknown[0]!r}; allowed: {', '.join(BACKENDS)}", "backends")
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of a text."""
+        return LENGTH if self.length is None else self.length
 
 
 def run_benchmark(
@@ -95,13 +101,15 @@ def run_benchmark(
 def _check_batch(candidate: BenchmarkCandidate, how: BenchmarkConfig) -> None:
     """Refuse texts that are too long, and inputs that exceed the memory, for which torch has an obscure error."""
     few = dummy_inputs(candidate.dense)
-    if "input_ids" in few and how.length > (most := max_positions(candidate.dense)):
+    if how.length is not None and "input_ids" not in few:
+        raise UserError(f"it is for texts, and {candidate.path} reads images, got {how.length}; leave it out", "length")
+    if "input_ids" in few and how.tokens > (most := max_positions(candidate.dense)):
         raise UserError(
-            f"--length {how.length} is above the {most} positions of {candidate.path}; set it to {most} or less"
+            f"--length {how.tokens} is above the {most} positions of {candidate.path}; set it to {most} or less"
         )
-    row = sum(t[0].nbytes * how.length // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
+    row = sum(t[0].nbytes * how.tokens // t.shape[1] if t.dim() == 2 else t[0].nbytes for t in few.values())
     if how.batch > (most := MEMORY // row):
-        long = f" of --length {how.length}" if "input_ids" in few else ""
+        long = f" of --length {how.tokens}" if "input_ids" in few else ""
         raise UserError(
             f"--batch {how.batch}{long} is too large: the {MEMORY / 1e9:.3g} GB of memory here hold the inputs of at "
             f"most {most}, and the model needs more than those; set far less, such as {BenchmarkConfig.batch}"
@@ -112,7 +120,7 @@ def _measure_candidates(
     candidates: Sequence[BenchmarkCandidate], how: BenchmarkConfig, note: Callable[[str], object]
 ) -> list[Facts]:
     try:
-        batches = [dummy_inputs(candidate.dense, how.batch, how.length) for candidate in candidates]
+        batches = [dummy_inputs(candidate.dense, how.batch, how.tokens) for candidate in candidates]
         tables = [_static_facts(candidate, batch, how) for candidate, batch in zip(candidates, batches, strict=True)]
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -141,7 +149,7 @@ def _static_facts(candidate: BenchmarkCandidate, batch: Batch, how: BenchmarkCon
         "format": 1,
         "path": str(candidate.path),
         "batch": how.batch,
-        "length": how.length if "input_ids" in batch else None,
+        "length": how.tokens if "input_ids" in batch else None,
         "threads": torch.get_num_threads(),
         "rounds": how.rounds,
         "machine": machine_name(),

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsesoup.core.files import from_json
-from sparsesoup.report.format import format_duration, label_name
+from sparsesoup.report.format import format_duration
 from sparsesoup.study.execute.forecast import TimeForecast
 from sparsesoup.study.execute.jobs import TrialJob
+from sparsesoup.training.cost import label_name
 
 OFTEN = 2  # updates of the table per second
 TAIL = 4096  # bytes of a log that contain its last line
