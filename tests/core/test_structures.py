@@ -213,8 +213,8 @@ def test_what_cannot_be_had_is_refused_in_one_line_before_the_first_step() -> No
         ("gradual", {"structure": "heads"}, 0.9, "the prunable groups hold 0.5000 of the prunable weights"),
         ("imp", {"structure": "units"}, 0.501, "ask for no more than that, or spare fewer groups"),
         ("gradual", {"structure": "heads", "pattern": Block(4, 4)}, 0.3, "mutually exclusive (got heads and 4x4)"),
-        ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "set --method.scope global or tensor"),
-        ("wanda", {"structure": "units"}, 0.3, "scope row does not; set --method.scope global or tensor"),
+        ("magnitude", {"structure": "rows", "scope": "2:4"}, 0.5, "set method.scope global or tensor"),
+        ("wanda", {"structure": "units"}, 0.3, "scope row does not; set method.scope global or tensor"),
     ]
     for name, settings, sparsity, said in wrong:
         problem = bert(steps=40)
@@ -240,7 +240,7 @@ def llama() -> Any:
 @pytest.mark.parametrize("family", [gpt2, llama])
 def test_heads_and_units_of_a_model_without_heads_of_its_own_are_not_units_alone(family: Any) -> None:
     problem = bert(family=family(), steps=40)
-    with pytest.raises(UserError, match=r"has no heads to prune .*; set --method\.structure units$"):
+    with pytest.raises(UserError, match=r"has no heads to prune .*; set method\.structure units$"):
         replace(METHODS["gradual"], structure="heads-and-units").run(problem, 0.2)
     assert not problem.meter.to_json()
     if family is llama:

@@ -206,7 +206,7 @@ def test_the_tickets_own_weights_are_taken_too(tmp_path: Path) -> None:
 
 
 def test_no_path_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^method ticket needs --method\.ticket PATH"):
+    with pytest.raises(UserError, match=r"^method ticket needs method\.ticket PATH"):
         METHODS["ticket"].run(tiny(), 0.5)
 
 

@@ -259,7 +259,7 @@ def test_rows_without_a_label_are_refused_or_dropped(labels, classes):
     task, gone = find_task(rows, "set"), 20 if "p" in labels else 10
     assert task.labels == classes
     with pytest.raises(
-        UserError, match=r"set train: row 2 has the label .*drop rows without a label by --drop-unlabelled"
+        UserError, match=r"set train: row 2 has the label .*drop rows without a label by drop_unlabelled"
     ):
         training_splits(LoadedDataset("set", {"train": rows}), task, 0)
     source = LoadedDataset("set", {"train": rows}, drop_unlabelled=True)
@@ -303,7 +303,7 @@ def test_numbers_to_learn_and_questions_without_a_label_are_dropped_too():
     )
     task = infer_task(none, "set", None, None)
     assert not task.unanswerable
-    with pytest.raises(UserError, match=r"row 0 has None in column answers.*by --drop-unlabelled"):
+    with pytest.raises(UserError, match=r"row 0 has None in column answers.*by drop_unlabelled"):
         training_splits(LoadedDataset("set", {"train": none}), task, 0)
     assert sum(map(len, training_splits(LoadedDataset("set", {"train": none}, drop_unlabelled=True), task, 0))) == 17
 

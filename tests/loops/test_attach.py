@@ -20,6 +20,7 @@ from sparsesoup.methods import METHODS, Method
 from sparsesoup.methods.gradual_obs import GradualOBS
 from sparsesoup.methods.grain import Grain
 from sparsesoup.methods.isp import InstantSoup
+from sparsesoup.methods.isp_code import InstantSoupCode
 from sparsesoup.methods.movement import MovementPruning
 from sparsesoup.methods.platon import Platon
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
@@ -27,6 +28,8 @@ from sparsesoup.methods.wanda import Wanda
 from sparsesoup.training.plan import LoopHooks
 from sparsesoup.training.state import TrainState
 from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, make_optimizer, own_problem, prunable
+
+pytestmark = pytest.mark.filterwarnings("ignore:before the first weights are masked a weight can travel")
 
 COMPARED: dict[str, Method] = {
     "gradual": METHODS["gradual"],
@@ -37,6 +40,7 @@ COMPARED: dict[str, Method] = {
     "grain": Grain(structure="rows"),
     "isp": InstantSoup(stages=3, weak_masks=3, budget="extra"),
     "isp-fresh": InstantSoup(stages=2, weak_masks=2, budget="extra", moments="fresh", merge="union"),
+    "isp-code": InstantSoupCode(stage=0.1, weak=0.1, weak_masks=2),  # in epochs, of 32 steps
     "gradient-flow": replace(METHODS["gradient-flow"], batches=2),
     "movement": METHODS["movement"],
     "movement-from-magnitude": MovementPruning(start="magnitude"),
@@ -55,7 +59,7 @@ def test_masks_and_weights_are_those_of_our_loop_to_the_bit(name: str) -> None:
     assert count_kept(masks) == KEPT
     assert same(masks, ticket.masks)
     assert same(loop.model.state_dict(), ticket.weights)
-    weak = {"isp": 9, "isp-fresh": 4}.get(name, 0)  # of one step each
+    weak = {"isp": 9, "isp-fresh": 4, "isp-code": ticket.cost.get("weak", {}).get("steps")}.get(name, 0)
     assert pruner.cost.steps == weak
 
 
@@ -380,3 +384,21 @@ def test_a_loss_for_look_aheads_that_is_none_is_named() -> None:
     loop.attach(InstantSoup(stages=2, weak_masks=2, budget="extra"), loss=lambda model, batch: None)
     with pytest.raises(UserError, match=r"loss: the loss of a batch must be a tensor of one number.* got None"):
         loop.train()
+
+
+def test_a_plan_in_epochs_is_one_of_the_loops_batches_and_ends_at_the_target() -> None:
+    """Plan and run once had different epochs: isp-code ended before its last pruning, at 0.652, in silence."""
+    loop = Loop()
+    with pytest.raises(UserError, match=r"30 steps are too few: isp-code with 11 or more stages of 16 steps"):
+        loop.attach("isp-code", steps=30)
+    with pytest.warns(UserWarning, match="have one step, at a rate of 0, and move nothing"):
+        loop.attach(InstantSoupCode(stage=0.1, weak=0.01, weak_masks=1)).remove_hooks()
+
+
+def test_masks_that_miss_the_target_are_named() -> None:
+    loop = Loop()
+    pruner = loop.attach("gradual")
+    pruner.phases = [replace(phase, loop=None) for phase in pruner.phases]  # a plan that prunes nothing
+    loop.train()
+    with pytest.warns(UserWarning, match=r"gradual to 0.7 in 60 steps> ended at sparsity 0.000: its plan has not"):
+        pruner.finish()

@@ -260,7 +260,7 @@ def test_too_few_steps_are_refused_with_the_least_number_that_runs(name: str, se
     chosen, sparsity = replace(METHODS[name], **settings), 0.0 if TABLE[name].dense else 0.7
 
     def least(steps: int) -> int:
-        with pytest.raises(UserError, match=r"^\d+ steps are too few: .* needs at least \d+; raise --steps") as caught:
+        with pytest.raises(UserError, match=r"^\d+ steps are too few: .* needs at least \d+; raise steps") as caught:
             chosen.run(tiny(steps=steps), sparsity)
         assert "\n" not in str(caught.value)
         return int(re.findall(r"needs at least (\d+)", str(caught.value))[0])

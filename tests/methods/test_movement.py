@@ -228,7 +228,7 @@ def test_impossible_settings_are_refused_in_one_line(make: Callable[[], object])
 )
 def test_too_few_steps_are_refused_with_the_least_that_do(phases: PhaseShares) -> None:
     problem, least = tiny(steps=1), 0
-    with pytest.raises(UserError, match=r"needs at least \d+; raise --steps or --epochs") as caught:
+    with pytest.raises(UserError, match=r"needs at least \d+; raise steps or epochs") as caught:
         MovementPruning(phases=phases).run(problem, 0.5)
     assert not problem.meter.to_json()
     least = int(str(caught.value).split("at least ")[1].split(";")[0])

@@ -140,7 +140,7 @@ def test_a_run_killed_in_each_phase_ends_with_the_same_bits(tmp_path: Path, monk
 
 
 def test_a_share_is_refused_with_the_compression_that_removes_it() -> None:
-    with pytest.raises(UserError, match=r"share of 0\.75 with --method\.compression 4$"):
+    with pytest.raises(UserError, match=r"share of 0\.75 with method\.compression 4$"):
         Pela().run(tiny(), 0.75)
 
 

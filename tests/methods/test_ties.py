@@ -236,7 +236,7 @@ def test_heads_are_tied_where_each_has_keys_of_its_own(keys: int) -> None:
     problem = bert(family=config)
     assert len(attention_head_groups(problem.targets)) == (2 if keys == 4 else 0)
     if keys < 4:
-        with pytest.raises(UserError, match=r"its heads share keys\); set --method.attention tiles"):
+        with pytest.raises(UserError, match=r"its heads share keys\); set method.attention tiles"):
             HybridMovement(attention="heads", score_rate=1.0).run(problem, 0.5)
 
 

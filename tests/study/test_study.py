@@ -365,7 +365,7 @@ def test_two_processes_on_one_study_are_told_apart(capsys, tmp_path):
         ({"train": {"distill": {"teacher": "./nothing"}}}, "teacher:", "no model at ./nothing"),
         ({"methods": {"dense": None, "taught": TAUGHT}}, "teacher:", "no model at ./nothing"),
         ({"methods": {"random": None, "ticket": {"method": {"ticket": "./nothing"}}}}, "ticket: .", "no ticket at"),
-        ({"methods": {"random": None, "again": {"name": "ticket"}}}, "again:", "method ticket needs --method.tic"),
+        ({"methods": {"random": None, "again": {"name": "ticket"}}}, "again:", "method ticket needs method.tic"),
         ({"max_length": 2}, "max_length:", "max_length: must be 5 to 128 for the tokenizer of bert, got 2"),
         ({"max_length": 5000}, "max_length:", "max_length: 5000 is above the 132 positions of model bert"),
         (
@@ -628,7 +628,7 @@ def test_more_threads_than_torch_bears_are_refused_here_and_on_a_node(capsys):
         read_plan(Path("small.yaml")).trials[0], Path("runs"), Path("study"), work.TrialOptions(threads=100_000)
     )
     work.JobRunner()(job)
-    assert "--threads is at most" in json.loads(job.failure_path.read_text())["error"]
+    assert "threads is at most" in json.loads(job.failure_path.read_text())["error"]
 
 
 def test_a_sparsity_is_a_number_however_yaml_reads_it():

@@ -76,7 +76,7 @@ def test_every_method_may_distil_attention_and_a_model_into_itself_costs_nothing
 
 
 def test_a_model_without_queries_and_keys_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no separate query and key matrices; set --train\.distill"):
+    with pytest.raises(UserError, match=r"no separate query and key matrices; set train\.distill"):
         distillation_objective(tiny(), tiny().pretrained, DistillConfig(teacher="x", attention=1.0))
 
 

@@ -303,7 +303,7 @@ def test_compare_refuses_a_device_that_is_not_there(name: str, capsys: pytest.Ca
 
 
 def test_compare_leaves_the_devices_of_ray_to_ray() -> None:
-    with pytest.raises(UserError, match="--device is for runs on this machine; Ray gives each run its own"):
+    with pytest.raises(UserError, match="device is for runs on this machine; Ray gives each run its own"):
         read_study_arguments(["--config", "table3", "--executor", "ray", "--device", "cpu"])
 
 

@@ -189,7 +189,7 @@ def test_a_plan_refuses_a_t_that_is_too_small_with_one_that_fits(case: str, fold
         chosen = replace(chosen, score_rate=1e3)  # at which gates close in any T; too low a rate is another refusal
 
     def least(steps: int) -> int:
-        with pytest.raises(UserError, match=rf"^{steps} steps are too few: .* needs at least \d+; raise --ste") as said:
+        with pytest.raises(UserError, match=rf"^{steps} steps are too few: .* needs at least \d+; raise ste") as said:
             chosen.plan(replace(tiny().size, steps=steps), sparsity)
         return int(re.findall(r"needs at least (\d+)", str(said.value))[0])
 

@@ -1,7 +1,10 @@
 """The user-facing error: one line with the thing, the value, the allowed values and the remedy."""
 
 import contextlib
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+
+FLAG = re.compile(r"(`[^`]*`)|--([a-z][a-z0-9]*(?:[.-][a-z0-9]+)*)")
 
 
 class UserError(ValueError):
@@ -14,8 +17,11 @@ class UserError(ValueError):
         near: settings that may have been meant.
         named: settings that the message names, in the place of each {}.
 
-    >>> UserError("must be at least 1, got 0", "train.batch_size").with_names(lambda field: f"--{field}")
-    '--train.batch_size: must be at least 1, got 0'
+    >>> error = UserError("got 0; raise --train.max-steps", "train.batch_size")
+    >>> error.with_names(lambda field: f"--{field}")
+    '--train.batch_size: got 0; raise --train.max-steps'
+    >>> str(error)
+    'train.batch_size: got 0; raise train.max_steps'
     """
 
     def __init__(self, message: str, field: str = "", near: Sequence[str] = (), named: Sequence[str] = ()) -> None:
@@ -23,7 +29,7 @@ class UserError(ValueError):
         self.message, self.field, self.near, self.named = message, field, tuple(near), tuple(named)
 
     def __str__(self) -> str:
-        return self.with_names(str)
+        return as_python(self.with_names(str))
 
     def with_names(self, spell: Callable[[str], str]) -> str:
         """Return the whole line, with the settings as a front end calls them."""
@@ -41,6 +47,15 @@ class UserError(ValueError):
         """Return the error of a setting as that of a group of settings, such as `train`."""
         field, *named = (".".join(filter(None, (group, name))) for name in (self.field, *self.named))
         return UserError(self.message, field, self.near, named)
+
+
+def as_python(text: str) -> str:
+    """Return a message with its flags as arguments and settings of Python; commands in backticks stay.
+
+    >>> as_python("raise --train.learning-rate, or see `sparsesoup export --to packed`")
+    'raise train.learning_rate, or see `sparsesoup export --to packed`'
+    """
+    return FLAG.sub(lambda found: found[1] or found[2].replace("-", "_"), text)
 
 
 class Interrupted(KeyboardInterrupt):

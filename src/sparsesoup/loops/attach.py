@@ -1,5 +1,6 @@
 """attach: prune a model while a loop of one's own trains it."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
@@ -10,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
-from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.errors import UserError, as_python, require
 from sparsesoup.core.granularity import Element
 from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.single_process import require_single_process
@@ -18,7 +19,7 @@ from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
 from sparsesoup.loops.gradients import check_trained
 from sparsesoup.loops.losses import check_function, check_loss
-from sparsesoup.loops.problem import Loss, first_batches, make_problem
+from sparsesoup.loops.problem import Loss, count_batches, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
 from sparsesoup.runs.config import method_named
@@ -80,12 +81,15 @@ def attach(
     check_gates(chosen := _with_extra_steps(named_method(method)))
     inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
     check_trained(unwrapped(model), inner, targets)
-    problem = make_problem(unwrapped(model), inner, targets, steps, None, None, seed, max_grad_norm)
+    own: tuple[Any, ...] = (seed, max_grad_norm, count_batches(batches))
+    problem = make_problem(unwrapped(model), inner, targets, steps, None, None, *own)
     check_phases(chosen, phases := chosen.plan(problem.size, sparsity), loss is not None and batches is not None)
     if loss is not None and batches is not None:
         rows = first_batches(batches, phases, seed)
-        problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, seed, max_grad_norm)
+        problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, *own)
     chosen.check(problem, sparsity)
+    for doubt in chosen.doubts(problem, sparsity):
+        warnings.warn(as_python(doubt), stacklevel=2)
     problem, scaler = replace(problem, snapshots=SnapshotStore(snapshots)), scaler or getattr(optimizer, "scaler", None)
     return Pruner(model, chosen, problem, phases, sparsity, scaler)
 
@@ -177,14 +181,14 @@ def check_gates(method: Method) -> None:
     whole = isinstance(method, HybridMovement | HardConcreteL0)
     if whole or (isinstance(method, SoftMovement) and method.pattern != Element):
         raise UserError(
-            f"{type(method).__name__} masks biases or samples gates, which is not possible in a loop of your own; "
+            f"{row_of(method)} masks biases or samples gates, which is not possible in a loop of your own; "
             f"let sparsesoup train with prune(trainer=...) or prune(model=...), or use movement or magnitude-ste here"
         )
 
 
 def check_phases(method: Method, phases: Sequence[Phase], has_batches: bool) -> None:
     """Raise a UserError if a plan needs what a foreign loop does not give."""
-    name, needs = type(method).__name__, {need for phase in phases for need in phase.needs}
+    name, needs = row_of(method), {need for phase in phases for need in phase.needs}
     if any(phase.scores for phase in phases) and getattr(method, "temperature", 1.0) != 1.0:
         raise UserError(f"{name} cannot divide the logits inside loss=... by a temperature; leave it at 1")
     reasons = {

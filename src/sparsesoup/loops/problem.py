@@ -41,9 +41,16 @@ class LoopProblem(Problem):
 
     Args:
         optimizer: the user's innermost optimizer.
+        epoch: steps of one pass over the user's batches, of which `train` may have only some.
     """
 
     optimizer: Optimizer
+    epoch: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of steps in an epoch; a plan and its run have the same."""
+        return self.epoch
 
     @property
     def accelerator(self) -> Any:
@@ -75,6 +82,7 @@ def make_problem(
     batches: Iterable[Any] | None,
     seed: int,
     max_grad_norm: float,
+    epoch: int = 1,
 ) -> LoopProblem:
     """Return the problem of a foreign loop. A row of its data is a batch of the user's."""
     rows = list(batches) if isinstance(batches, Sequence) else []
@@ -86,7 +94,7 @@ def make_problem(
 
     data = RowBatches(rows or [None], lambda rows: as_mapping(rows[0]))
     return LoopProblem(
-        pretrained=model, optimizer=optimizer, targets=targets, train=data, validation=data, steps=steps,
+        pretrained=model, optimizer=optimizer, targets=targets, train=data, validation=data, steps=steps, epoch=epoch,
         predict=lambda model, batch: objective(model, batch)[None], criterion=lambda outputs, batch: outputs.mean(),
         metric=lambda outputs, labels: {}, objective=objective if loss is not None else None, seed=seed,
         training=TrainingConfig(
@@ -117,6 +125,14 @@ def as_mapping(batch: Any) -> Batch:
             f"a batch has {type(table[wrong[0]]).__name__} as {wrong[0]!r}; give mappings, tuples or lists of tensors"
         )
     return table
+
+
+def count_batches(batches: Any) -> int:
+    """Return the number of batches in one pass; 1 if that is not known."""
+    try:
+        return max(1, len(batches))
+    except TypeError:  # a stream, or a DataLoader over one
+        return 1
 
 
 def first_batches(batches: Iterable[Any], phases: Sequence[Phase], seed: int) -> list[Any]:

@@ -1,5 +1,6 @@
 """Pruner: carries out the plan of a method from hooks on a model and its optimizer."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,6 +27,9 @@ from sparsesoup.training.loop import OPTIMIZERS_THAT_KEEP_ZEROS, Rate
 from sparsesoup.training.overrides import dropout_set_to
 from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.state import TrainState, parameter_versions
+
+
+NEAR = 0.02  # deviation from the target sparsity that is worth a warning
 
 
 class Pruner:
@@ -88,6 +92,7 @@ class Pruner:
         Args:
             early: accept a loop that ended before its T steps; the masks are those of that moment.
         Raises: UserError if the loop ended early and that is not accepted.
+        Warns: if the masks of all T steps have another sparsity than asked.
         """
         if not early and self.step < self.problem.steps:
             raise UserError(
@@ -98,6 +103,12 @@ class Pruner:
             self._catch_up()
         self._enforce_masks()
         self.remove_hooks()
+        if self.step >= self.problem.steps and abs(self.sparsity - self.target_sparsity) > NEAR:
+            warnings.warn(
+                f"{self!r} ended at sparsity {self.sparsity:.3f}: its plan has not reached {self.target_sparsity:g} by "
+                f"then, or this is the nearest whole number of groups; set more steps, or smaller groups",
+                stacklevel=2,
+            )
         return self.masks
 
     def remove_hooks(self) -> None:

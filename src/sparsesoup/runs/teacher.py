@@ -43,12 +43,12 @@ def with_teacher(
         try:
             run = prune(dense_config(settings))
         except UserError as error:
-            raise UserError(f"the teacher's own run: {error}") from error
+            raise UserError(f"the teacher's own run: {error.with_names(str)}") from error
         path, report = str(run.path), run.report
     try:
         learning = attach_teacher(problem, settings, opened, path)
     except UserError as error:
-        raise UserError(str(error), "train.distill.teacher") from error
+        raise UserError(error.with_names(str), "train.distill.teacher") from error
     if report:
         add_teacher_cost(problem, report)
     return learning

@@ -13,7 +13,7 @@ from sparsesoup.core.errors import UserError, list_names
 
 FLAGS = "name them by text_columns and label_column"
 OTHER = "or name another column"
-DROP = "drop rows without a label by --drop-unlabelled (drop_unlabelled in Python)"
+DROP = "drop rows without a label by --drop-unlabelled"
 STRINGS = ("string", "large_string", "string_view")
 WHOLE = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 REAL = ("float16", "float32", "float64", "double", "float")
