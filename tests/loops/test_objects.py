@@ -435,7 +435,7 @@ def half_frozen() -> nn.Module:
         ({"model": model_of(), "loss": None}, "a row is a tuple, whose parts have no names; give mappings"),
         (
             {"model": model_of(), "loss": None, "train_dataset": [{"input_ids": [5] * n, "labels": 0} for n in (3, 4)]},
-            "cannot be stacked to a batch.*give data_collator=..., or processing_class=tokenizer, which pads",
+            r"batch \(input_ids has 3 and 4 values\); give data_collator=.*, or processing_class=tokenizer, which pads",
         ),
         (
             {"train_dataset": [(torch.ones(n), 0) for n in (3, 4)]},

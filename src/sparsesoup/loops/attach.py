@@ -17,9 +17,10 @@ from sparsesoup.core.masking import check_sparsity
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.targets import Target, Targets
 from sparsesoup.hub.models.prunable import prunable_matrices
+from sparsesoup.loops.forward_hook import ForwardHook
 from sparsesoup.loops.gradients import check_trained
 from sparsesoup.loops.losses import check_function, check_loss
-from sparsesoup.loops.problem import Loss, count_batches, first_batches, make_problem
+from sparsesoup.loops.problem import LoopProblem, Loss, count_batches, first_batches, make_problem
 from sparsesoup.loops.pruner import Pruner
 from sparsesoup.methods import HardConcreteL0, HybridMovement, Method, SoftMovement, row_of
 from sparsesoup.runs.config import method_named
@@ -56,14 +57,14 @@ def attach(
         steps: T, the optimizer steps of the loop.
         loss: (model, batch) -> mean loss; for methods that need batches of their own (isp, wanda, snip, ...).
         batches: training batches for those; the loop's DataLoader will do, since it is iterated separately.
-        prunable: (name, parameter) -> whether to prune it; by default the matrices of the repeated blocks, or, in a
-            model without such blocks, those of all linear layers but the last.
+        prunable: (name, parameter) -> whether to prune it; default: the matrices of the repeated blocks; without such
+            blocks, of all linear layers but the last.
         seed: seed of all random choices.
         max_grad_norm: maximum gradient norm in weak runs; 0 disables clipping.
         scaler: the loop's gradient scaler, if it has one (accelerate's is detected), for methods that read gradients.
         snapshots: keep the state to return to after weak runs on the device, in host memory (host) or on disk (disk).
     Returns: the pruner, with `masks`, `sparsity`, `cost`, `state_dict` and `finish`.
-    Raises: UserError if the method cannot run in such a loop, or does not fit the steps or the model.
+    Raises: UserError if the method cannot run in such a loop, or does not fit it.
 
     >>> import torch
     >>> layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -79,27 +80,37 @@ def attach(
     """
     _check_given(model, sparsity, steps, loss)
     check_gates(chosen := _with_extra_steps(named_method(method)))
-    inner, targets = innermost(optimizer), find_targets(unwrapped(model), prunable)
-    check_trained(unwrapped(model), inner, targets)
-    own: tuple[Any, ...] = (seed, max_grad_norm, count_batches(batches))
-    problem = make_problem(unwrapped(model), inner, targets, steps, None, None, *own)
+    bare, inner = unwrapped(model), innermost(optimizer)
+    check_trained(bare, inner, targets := find_targets(bare, prunable))
+    own: Any = (seed, max_grad_norm, count_batches(batches))
+    problem = make_problem(bare, inner, targets, steps, None, None, *own)
     check_phases(chosen, phases := chosen.plan(problem.size, sparsity), loss is not None and batches is not None)
     if loss is not None and batches is not None:
-        rows = first_batches(batches, phases, seed)
-        problem = make_problem(unwrapped(model), inner, targets, steps, loss, rows, *own)
-    chosen.check(problem, sparsity)
-    for doubt in chosen.doubts(problem, sparsity):
-        warnings.warn(as_python(doubt), stacklevel=2)
+        problem = make_problem(bare, inner, targets, steps, loss, first_batches(batches, phases, seed), *own)
+    _check_method(chosen, problem, sparsity)
     problem, scaler = replace(problem, snapshots=SnapshotStore(snapshots)), scaler or getattr(optimizer, "scaler", None)
     return Pruner(model, chosen, problem, phases, sparsity, scaler)
 
 
+def _check_method(method: Method, problem: LoopProblem, sparsity: float) -> None:
+    """Raise a UserError if the method does not fit the model; warn of what it doubts."""
+    method.check(problem, sparsity)
+    for doubt in method.doubts(problem, sparsity):
+        warnings.warn(as_python(doubt), stacklevel=3)
+
+
 def _check_given(model: nn.Module, sparsity: float, steps: int, loss: Any) -> None:
     require_single_process()
+    require(isinstance(model, nn.Module), "model", "the module that is trained", repr(model))
     require_unattached(model)
     check_sparsity(sparsity)
     check_loss(loss)
-    require(isinstance(steps, Integral) and steps >= 0, "steps", "the optimizer steps of the loop", repr(steps))
+    require(
+        not isinstance(steps, bool) and isinstance(steps, Integral) and steps >= 0,
+        "steps",
+        "the optimizer steps of the loop",
+        repr(steps),
+    )
 
 
 def _with_extra_steps(method: Method) -> Method:
@@ -111,10 +122,10 @@ def _with_extra_steps(method: Method) -> Method:
 def require_unattached(model: nn.Module) -> None:
     """Raise a UserError if a pruner that has not finished holds a model."""
     for hook in (hook for module in model.modules() for hook in module._forward_pre_hooks.values()):
-        if isinstance(owner := getattr(hook, "__self__", None), Pruner):
+        if isinstance(hook, ForwardHook) and hook.pruner is not None:
             raise UserError(
-                f"another pruner ({row_of(owner.method)}) has hooks on this {type(model).__name__}; end it first with "
-                f"finish(), or finish(early=True), or load the model again"
+                f"another pruner ({row_of(hook.pruner.method)}) has hooks on this {type(model).__name__}; end it first "
+                f"with finish(), or finish(early=True), or load the model again"
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.files import atomic_write, load_table, write_table
@@ -29,7 +29,8 @@ class PruningCallback(TrainerCallback):
     Args:
         method: a method's name, or a method object with settings.
         sparsity: share of the prunable weights to remove.
-        loss: (model, batch) -> mean loss, for methods that need batches of their own; default: the model's own loss.
+        loss: (model, batch) -> mean loss, for methods that need batches of their own; default: the loss that the model
+            returns. Give it if your Trainer has a `compute_loss` of its own, which a callback cannot see.
         batches: batches for those methods; default: rows of the Trainer's training set, sampled separately.
         prunable, snapshots: see `sparsesoup.attach`.
     Raises: UserError if the method or the sparsity is invalid.
@@ -119,4 +120,11 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _own_loss(model: Any, batch: Any) -> Any:
-    return model(**batch).loss
+    """Return the loss that a model of transformers returns."""
+    loss = getattr(model(**batch), "loss", None) if isinstance(model, PreTrainedModel) else None
+    if loss is None:
+        raise UserError(
+            f"{type(model).__name__} returns no loss, and the method needs that of batches of its own; give the "
+            f"Trainer's, as PruningCallback(..., loss=lambda model, batch: ...)"
+        )
+    return loss

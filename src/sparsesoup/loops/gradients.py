@@ -22,6 +22,9 @@ def check_trained(model: nn.Module, optimizer: Optimizer, targets: Targets) -> N
     """Raise a UserError if the optimizer does not train a weight that is to be pruned."""
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError("LBFGS computes several losses a step, and nothing holds the masks in between; use AdamW")
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        name = type(optimizer).__name__
+        raise UserError(f"{name} has lr=None; give it a learning rate (for Adafactor with relative_step=False)")
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     params = dict(model.named_parameters())
     if missing := [n for n in targets if n not in params or id(params[n]) not in trained]:

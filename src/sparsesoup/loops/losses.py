@@ -1,14 +1,15 @@
 """Losses that come from users: which model they compute with, and how a Trainer's is used for another model."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from sparsesoup.core.errors import UserError, require
+from sparsesoup.core.errors import UserError, one_line, require
 
 
 @contextmanager
@@ -59,10 +60,60 @@ def check_loss(loss: Any) -> None:
     check_function(loss, "loss", "model", "batch")
 
 
+class TrainerLoss:
+    """(model, batch) -> (loss, outputs) of a Trainer, its own `compute_loss` included; `alone` gives the loss only.
+
+    Where a user has a loss of their own, it gets the number of labels of the batch, as from the Trainer.
+
+    Args:
+        compute_loss: that of the Trainer, for any model.
+    """
+
+    def __init__(self, trainer: Trainer, compute_loss: Callable[..., Any]) -> None:
+        self.trainer, self.compute_loss = trainer, compute_loss
+        self.parameters = inspect.signature(trainer.compute_loss).parameters
+        own = not str(type(trainer).compute_loss.__module__).startswith("transformers.")
+        self.counts = (own or trainer.compute_loss_func is not None) and "num_items_in_batch" in self.parameters
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        if "return_outputs" not in self.parameters:
+            return self.alone(model, batch), None
+        loss, outputs = self.compute_loss(model, batch, return_outputs=True, **self._items(batch))
+        return loss, outputs[1:] if isinstance(outputs, tuple) else outputs
+
+    def alone(self, model: nn.Module, batch: Any) -> Any:
+        """Return the loss of a batch; outputs may cost a Trainer another pass (TRL's fused heads)."""
+        return self.compute_loss(model, batch, **self._items(batch))
+
+    def _items(self, batch: Any) -> dict[str, Any]:
+        if not self.counts:
+            return {}
+        return {"num_items_in_batch": self.trainer._get_num_items_in_batch([batch], self.trainer.args.device)}
+
+
+class CheckedLoss:
+    """A user's (model, batch) -> mean loss, or (mean loss, outputs), as a function that returns the loss alone.
+
+    Raises: UserError if that is no tensor of one number, or, in the first training pass, not of the model's weights.
+    """
+
+    def __init__(self, loss: Callable[[nn.Module, Any], Any]) -> None:
+        self.loss, self.checked = loss, False
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        found = self.loss(model, batch)
+        only = scalar_loss(found[0] if isinstance(found, tuple) and len(found) == 2 else found)
+        if not self.checked and model.training and torch.is_grad_enabled():
+            require_own_parameters(only, model)
+            self.checked = True
+        return only
+
+
 def scalar_loss(loss: Any) -> Tensor:
     """Return a loss that a user's function gave; raise a UserError unless it is a tensor of one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        kind = f"a {type(loss).__name__} of {len(loss)}" if isinstance(loss, Sized) else one_line(repr(loss))[:80]
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind
         raise UserError(f"the loss of a batch must be a tensor of one number, a mean over rows, got {got}", "loss")
     return loss
 
@@ -83,6 +134,7 @@ def require_own_parameters(loss: Tensor, model: nn.Module) -> None:
         seen.add(node)
         waiting += [other for other, _ in node.next_functions]
     raise UserError(
-        "the loss does not use the model that it is given, which is a copy of yours; write loss=lambda model, batch: "
-        "... with that model, or keep your own loop with PruningCallback or attach"
+        "it does not use the model that it is given, which may be a copy of yours; write loss=lambda model, batch: ... "
+        "with that model",
+        "loss",
     )

@@ -1,7 +1,8 @@
 """Rows of dataset objects: collated into batches, and identified by a digest."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, defau
 
 from sparsesoup.core.errors import UserError, list_names, one_line
 from sparsesoup.core.rng import fork_rng_of, seed_everything
-from sparsesoup.loops.losses import require_own_parameters, scalar_loss
+from sparsesoup.loops.losses import CheckedLoss, scalar_loss
 from sparsesoup.loops.object_problem import LossAndOutputs
 from sparsesoup.loops.problem import Loss, as_mapping
 from sparsesoup.training.batching import Batch, RowBatches
@@ -47,10 +48,13 @@ def rows_of(
     steps: int | None,
     training: TrainingConfig,
     processing_class: Any = None,
-    has_loss: bool = True,
+    taken: Collection[str] | None = None,
 ) -> RowBatches:
     """Return the rows of a dataset object; of an iterable without a length as many as T steps take.
 
+    Args:
+        taken: columns that the model takes, where its own loss is used. As in the Trainer, others are left out before
+            a collator of transformers; a collator of the user's gets all.
     Raises: UserError if it has no rows, or no length and `steps` is not given.
     """
     if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
@@ -59,31 +63,58 @@ def rows_of(
         dataset = list(islice(iter(dataset), (steps or 32) * training.rows_per_step))
     if not len(dataset):
         raise UserError("the dataset has no rows; give at least one")
-    if not has_loss and collator is None and not isinstance(dataset[0], Mapping):
+    if taken is not None and collator is None and not isinstance(dataset[0], Mapping):
         raise UserError(
             f"a row is a {type(dataset[0]).__name__}, whose parts have no names; give mappings such as "
             f"{{'input_ids': ..., 'labels': ...}}, or loss=lambda model, batch: ..."
         )
-    if collator is None:
-        collator = _default_collator(dataset[0], processing_class)
+    if collator is None or type(collator).__module__.startswith("transformers."):
+        collator = _library_collator(collator or _default_collator(dataset[0], processing_class), taken)
     return RowBatches(dataset, lambda rows: as_mapping(collator(list(rows))))
 
 
 def _default_collator(row: Any, processing_class: Any) -> Callable[[list[Any]], Any]:
     """Return the Trainer's collator: with a tokenizer it pads; rows that are no mappings are stacked by torch."""
-    plain, known = not isinstance(row, Mapping), isinstance(processing_class, PreTrainedTokenizerBase)
-    padding = DataCollatorWithPadding(processing_class) if known else default_data_collator
+    if not isinstance(row, Mapping):
+        return torch.utils.data.default_collate
+    known = isinstance(processing_class, PreTrainedTokenizerBase)
+    return DataCollatorWithPadding(processing_class) if known else default_data_collator
+
+
+def _library_collator(collator: Callable[[list[Any]], Any], taken: Collection[str] | None) -> Callable[[Any], Any]:
+    """Return a collator that leaves out what the model does not take, and says which column cannot be stacked."""
 
     def collate(rows: list[Any]) -> Any:
         try:
-            return torch.utils.data.default_collate(rows) if plain else padding(rows)
+            return collator([_without(row, taken) for row in rows])
         except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
-            raise UserError(
-                f"the rows cannot be stacked to a batch ({one_line(error)[:150]}); give data_collator=..., or "
-                f"processing_class=tokenizer, which pads"
-            ) from error
+            raise UserError(f"the rows cannot be stacked to a batch ({_why_not(rows, collator, error)}") from error
 
     return collate
+
+
+def _without(row: Any, taken: Collection[str] | None) -> Any:
+    if taken is None or not isinstance(row, Mapping):
+        return row
+    return {name: value for name, value in row.items() if name in taken} or row
+
+
+def _why_not(rows: Sequence[Any], collator: Any, error: Exception) -> str:
+    """Return which column of rows cannot be stacked, and the remedy; else the error of the collator."""
+    if isinstance(rows[0], Mapping):
+        texts = [name for name, value in rows[0].items() if isinstance(value, str)]
+        if texts and not {"input_ids", "inputs_embeds"} & rows[0].keys():
+            name = texts[0]
+            return f"{name} is text); encode it first, as dataset.map(lambda row: tokenizer(row[{name!r}]))"
+        padded = getattr(getattr(collator, "tokenizer", None), "model_input_names", ())
+        for name in (name for name in rows[0] if name not in padded):
+            sizes = sorted({len(row[name]) for row in rows if isinstance(row.get(name), Sized)})
+            if len(sizes) > 1 and not isinstance(rows[0][name], str):
+                remedy = "data_collator=DataCollatorWithPadding(tokenizer), or processing_class=tokenizer, which pads"
+                if "label" in name:
+                    remedy = "data_collator=DataCollatorForTokenClassification(tokenizer)"
+                return f"{name} has {sizes[0]} and {sizes[1]} values); give {remedy}"
+    return f"{one_line(error)[:150]}); give data_collator=..."
 
 
 def rows_digest(rows: RowBatches) -> str:
@@ -128,22 +159,17 @@ def loss_functions(loss: Loss | None, rows: RowBatches) -> tuple[Loss, LossAndOu
     """
     if loss is None:
         return lambda model, batch: _own_loss(model, batch)[0], _own_loss
-    plain, checked = not isinstance(rows.rows[0], Mapping), list[bool]()
+    plain, alone = not isinstance(rows.rows[0], Mapping), CheckedLoss(getattr(loss, "alone", loss))
 
     def given(batch: Batch) -> Any:
         return tuple(batch.values()) if plain else batch
 
     def only_loss(model: nn.Module, batch: Batch) -> Tensor:
-        found = loss(model, given(batch))
-        only = scalar_loss(found[0] if isinstance(found, tuple) else found)
-        if not checked and model.training and torch.is_grad_enabled():
-            require_own_parameters(only, model)
-            checked.append(True)
-        return only
+        return alone(model, given(batch))
 
     def both(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         found: Any = loss(model, given(batch))
-        if isinstance(found, tuple) and found[1] is not None:
+        if isinstance(found, tuple) and len(found) == 2 and found[1] is not None:
             return scalar_loss(found[0]), outputs_of_model(model, found[1])
         if plain or isinstance(found, tuple):
             raise UserError("outputs are needed beside the loss; let loss=... return (loss, outputs)")
@@ -169,6 +195,25 @@ def outputs_of_model(model: nn.Module, found: Any) -> Any:
     """Return the outputs of a model without its loss, as the Trainer does: a single one, or a tuple."""
     ignored = {"loss", *getattr(getattr(model, "config", None), "keys_to_ignore_at_inference", ["past_key_values"])}
     if isinstance(found, Mapping):
-        parts = tuple(value for name, value in found.items() if name not in ignored)
+        parts = _tensors_of(tuple(value for name, value in found.items() if name not in ignored))
         return parts[0] if len(parts) == 1 else parts
-    return found
+    return _tensors_of(found)
+
+
+def _tensors_of(found: Any) -> Any:
+    """Return outputs as tensors in mappings and tuples, without those that are None; a dataclass is a mapping.
+
+    Raises: UserError if there is something else.
+    """
+    if isinstance(found, Tensor):
+        return found
+    if is_dataclass(found) and not isinstance(found, Mapping | type):
+        found = {field.name: getattr(found, field.name) for field in fields(found)}
+    if isinstance(found, Mapping):
+        return {name: _tensors_of(part) for name, part in found.items() if part is not None}
+    if isinstance(found, list | tuple):
+        return tuple(_tensors_of(part) for part in found if part is not None)
+    raise UserError(
+        f"outputs are tensors, or mappings, tuples and dataclasses of tensors, got a {type(found).__name__}; let "
+        f"loss=... return (loss, outputs)"
+    )

@@ -95,6 +95,15 @@ class ObjectProblem(Problem):
         model.train(training)
         return {**_finite_numbers(kept.scores()), "negative_loss": -total / max(weight, 1)}, {}
 
+    def check_outputs(self, model: nn.Module) -> None:
+        """Raise a UserError if the outputs of two evaluation batches cannot be kept, before anything is trained."""
+        if self.compute_metrics is None or self.batch_eval_metrics:
+            return
+        batches, kept = self.validation.eval_batches(2 * self.training.batch_size), _AllPredictions(self)
+        for indices in (batches[0], batches[-1]):
+            batch = to_device(self.validation.batch(indices), self.accelerator.device)
+            kept.add(self._pass(model, batch)[1], labels_of(batch, self.label_names))
+
     def _warn_of_missed_labels(self, model: nn.Module, batch: Batch) -> None:
         """Warn if a batch without labels has a part that the model does not take; accuracy against None is 0."""
         if len(batch) > 1 and batch.keys() - inspect.signature(model.forward).parameters.keys():

@@ -1,6 +1,7 @@
 """Settings and problem of a run of objects, from the arguments of `prune_model`."""
 
 import contextlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ FUNCTIONS = {
     "prunable": ("name", "parameter"),
 }  # fmt: skip
 ENCODED = {"input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features"}
+LABELS = ("label", "label_ids")  # which collators of transformers rename
 Given = Mapping[str, Any]
 
 
@@ -140,7 +142,7 @@ def _names_of_objects(given: Given) -> tuple[str, ...]:
     names = tuple(key for key in OBJECTS if not isinstance(given[key], str | Path | None))
     if "trainer" not in given:
         return names
-    own = {"model", "train_dataset", "eval_dataset", *given["brought"]}
+    own = {"model", *given["brought"]}
     return ("trainer", *(key for key in names if key not in own))
 
 
@@ -159,7 +161,9 @@ def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Giv
         raise UserError(f"{type(model).__name__} brings no loss; give loss=lambda model, batch: ...")
     if budget.steps != 0 and not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"all weights of {type(model).__name__} are frozen; call model.requires_grad_(True)", "model")
-    collate = (given["data_collator"], budget.steps, training, reader, given["loss"] is not None)
+    labels = tuple(given["label_names"] or find_labels(type(model)) or ["labels"])
+    taken = None if given["loss"] is not None else {*inspect.signature(model.forward).parameters, *labels, *LABELS}
+    collate = (given["data_collator"], budget.steps, training, reader, taken)
     rows = rows_of(given["train_dataset"], *collate)
     evaluation = rows if given["eval_dataset"] is None else rows_of(given["eval_dataset"], *collate)
     total = budget.steps
@@ -175,5 +179,5 @@ def _make_problem(settings: RunConfig, model: nn.Module, reader: Any, given: Giv
         answer=answer, criterion=lambda outputs, batch: outputs.mean(), metric=lambda outputs, labels: {},
         head=tuple(given["head"]), seed=given["seed"], compute_metrics=given["compute_metrics"],
         preprocess_logits=given["preprocess_logits_for_metrics"], batch_eval_metrics=given["batch_eval_metrics"],
-        label_names=tuple(given["label_names"] or find_labels(type(model)) or ["labels"]),
+        label_names=labels,
     )  # fmt: skip

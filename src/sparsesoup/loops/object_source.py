@@ -21,6 +21,7 @@ from sparsesoup.hub.models.checkpoint import wrap_load_errors
 from sparsesoup.hub.quiet import quiet_libraries
 from sparsesoup.hub.tasks.overview import DataOverview
 from sparsesoup.loops.object_data import rows_digest
+from sparsesoup.loops.object_problem import ObjectProblem
 from sparsesoup.loops.object_teacher import Teacher, attach_object_teacher, find_object_teacher
 from sparsesoup.runs.config import RunConfig
 from sparsesoup.runs.options import RuntimeOptions
@@ -84,13 +85,18 @@ class ObjectSource:
         return replace(self, settings=settings, problem=problem, teacher=None, outside=outside).run_method()
 
     def fingerprints(self, problem: Problem) -> dict[str, Any]:
-        """Return digests of weights and rows, T, and the loss of the first rows, which tells losses and teachers."""
+        """Return digests of weights and rows, T, and the loss of the first rows, which tells losses and teachers.
+
+        Raises: UserError if the outputs of the model cannot be evaluated, before they are needed at the end.
+        """
         rows = list(range(min(problem.training.batch_size, len(problem.train))))
         model = problem.accelerator.prepare_model(copy_model(problem.pretrained), evaluation_mode=True).eval()
         with torch.no_grad(), fork_rng_of(model.parameters()):
             seed_everything(0, devices_of(model.parameters()))
             batch = to_device(problem.train.batch(rows), problem.accelerator.device)
             loss = float(problem.training_loss(model, batch))
+            if isinstance(problem, ObjectProblem):
+                problem.check_outputs(model)
         return {**self._weights_and_rows, "loss": f"{loss:.4g}"}
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from sparsesoup.core.errors import UserError, require
@@ -17,13 +17,15 @@ from sparsesoup.core.masks import Masks, count_kept, count_total
 from sparsesoup.core.single_process import require_single_process
 from sparsesoup.core.ticket import Ticket
 from sparsesoup.loops.attach import Prunable
-from sparsesoup.loops.losses import borrowed_loss
+from sparsesoup.loops.losses import TrainerLoss, borrowed_loss
 from sparsesoup.loops.object_problem import Metrics
 from sparsesoup.loops.object_settings import object_source
 from sparsesoup.loops.object_source import load_object, read_ticket
 from sparsesoup.loops.object_teacher import Teacher
 from sparsesoup.loops.problem import Loss
 from sparsesoup.loops.trainer_arguments import (
+    check_metrics,
+    collator_of,
     eval_steps_of,
     ignored_parts,
     trackers_of,
@@ -190,6 +192,7 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
     if trainer.train_dataset is None:
         raise UserError("it has no train_dataset; make the Trainer with one", "trainer")
     args = trainer.args
+    check_metrics(trainer, more.get("compute_metrics"))
     trackers = trackers_of(args, folder=more.get("out") is not None)
     if ignored := ignored_parts(trainer, more.get("report_to", trackers)):
         warnings.warn(f"not honoured while pruning: {', '.join(ignored)}", stacklevel=2)
@@ -204,28 +207,18 @@ def prune_trainer(method: str | Method, trainer: Trainer, *, sparsity: float | N
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
     given: dict[str, Any] = {
         **({} if more.keys() & {"steps", "epochs"} else length), "train": training,
-        "data_collator": trainer.data_collator, "compute_metrics": trainer.compute_metrics, "seed": args.seed,
+        "compute_metrics": trainer.compute_metrics, "seed": args.seed,
         "preprocess_logits_for_metrics": trainer.preprocess_logits_for_metrics,
         "batch_eval_metrics": args.batch_eval_metrics,
         "processing_class": trainer.processing_class, "label_names": trainer.label_names,
         "report_to": trackers, "progress": not args.disable_tqdm,
     }  # fmt: skip
+    given["data_collator"] = collator_of(trainer)
     rows, evaluation = (without_unused_columns(trainer, data) for data in (trainer.train_dataset, trainer.eval_dataset))
     with borrowed_loss(trainer) as compute_loss:
-        given = {"loss": _trainer_loss(trainer, compute_loss)} | given | more
-        whole = inspect.signature(prune_model).bind(method, trainer.model, rows, evaluation, sparsity=sparsity, **given)
+        given = {"loss": TrainerLoss(trainer, compute_loss), "eval_dataset": evaluation} | given | more
+        given = {"train_dataset": rows} | given
+        whole = inspect.signature(prune_model).bind(method, trainer.model, sparsity=sparsity, **given)
         whole.apply_defaults()
         extra = {"trainer": trainer, "brought": given.keys() - more.keys()}
         return _prune_given({**whole.arguments, **extra})
-
-
-def _trainer_loss(trainer: Trainer, compute_loss: Callable[..., Any]) -> Callable[[nn.Module, Any], Any]:
-    """Return a Trainer's (model, batch) -> (loss, outputs), its own `compute_loss` included."""
-    if "return_outputs" not in inspect.signature(trainer.compute_loss).parameters:
-        return compute_loss
-
-    def both(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-        loss, outputs = compute_loss(model, batch, return_outputs=True)
-        return loss, outputs[1:] if isinstance(outputs, tuple) else outputs
-
-    return both

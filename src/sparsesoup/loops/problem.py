@@ -13,7 +13,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import dense_masks
 from sparsesoup.core.rng import cpu_generator, fork_rng_of
 from sparsesoup.core.targets import Targets, target_parameters
-from sparsesoup.loops.losses import scalar_loss
+from sparsesoup.loops.losses import CheckedLoss
 from sparsesoup.loops.shadow import Shadow
 from sparsesoup.training.batching import Batch, RowBatches
 from sparsesoup.training.config import TrainingConfig
@@ -88,9 +88,11 @@ def make_problem(
     rows = list(batches) if isinstance(batches, Sequence) else []
     plain = any(not isinstance(batch, Mapping) for batch in rows[:1])
 
+    checked = None if loss is None else CheckedLoss(loss)
+
     def objective(model: nn.Module, batch: Batch) -> Tensor:
-        assert loss is not None
-        return scalar_loss(loss(model, tuple(batch.values()) if plain else batch))
+        assert checked is not None
+        return checked(model, tuple(batch.values()) if plain else batch)
 
     data = RowBatches(rows or [None], lambda rows: as_mapping(rows[0]))
     return LoopProblem(
@@ -143,6 +145,8 @@ def first_batches(batches: Iterable[Any], phases: Sequence[Phase], seed: int) ->
     """
     most = sum(phase.steps for phase in phases if phase.kind == "fork")
     most = max(most + sum(count for phase in phases for _, count in phase.scores), 1)
+    if isinstance(batches, Mapping):
+        raise UserError("is one batch; give a list of batches, [batch], or a DataLoader", "batches")
     with fork_rng_of(()):
         if isinstance(batches, Sequence):
             found = list(batches)

@@ -1,6 +1,5 @@
 """Pruner: carries out the plan of a method from hooks on a model and its optimizer."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,10 +14,12 @@ from torch.optim import Optimizer
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.masks import Masks, apply_masks_
 from sparsesoup.core.masks import sparsity as sparsity_of
+from sparsesoup.loops.forward_hook import ForwardHook
 from sparsesoup.loops.gradients import GradientWatch, warn_of_eval_mode
 from sparsesoup.loops.optimizer import RelativeRate, StepNesting, is_skipped, lent_optimizer
 from sparsesoup.loops.problem import LoopProblem
 from sparsesoup.loops.pruned_folder import save_pruned
+from sparsesoup.loops.pruner_checks import check_state, warn_of_missed_sparsity
 from sparsesoup.loops.traces import untouched_weights, without_trace
 from sparsesoup.methods import Method, row_of
 from sparsesoup.training.cost import Cost
@@ -29,9 +30,6 @@ from sparsesoup.training.plan import ActiveRun, LoopHooks, Phase
 from sparsesoup.training.state import TrainState, parameter_versions
 
 
-NEAR = 0.02  # deviation from the target sparsity that is worth a warning
-
-
 class Pruner:
     """Prunes a model while a foreign loop trains it; made by `attach`.
 
@@ -40,14 +38,9 @@ class Pruner:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        problem: LoopProblem,
-        phases: Sequence[Phase],
-        sparsity: float,
+        self, model: nn.Module, method: Method, problem: LoopProblem, phases: Sequence[Phase], sparsity: float,
         scaler: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.method, self.problem, self.phases, self.target_sparsity = method, problem, phases, sparsity
         self._run: ActiveRun | None = None
         self._phase: Phase | None = None
@@ -58,7 +51,7 @@ class Pruner:
         self._gradients = GradientWatch(problem, scaler, lambda: self.masks)
         optimizer = problem.optimizer
         self._hooks = [
-            model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_pre_hook(ForwardHook(self)),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
@@ -92,7 +85,7 @@ class Pruner:
         Args:
             early: accept a loop that ended before its T steps; the masks are those of that moment.
         Raises: UserError if the loop ended early and that is not accepted.
-        Warns: if the masks of all T steps have another sparsity than asked.
+        Warns: if the masks of all T steps miss the target sparsity.
         """
         if not early and self.step < self.problem.steps:
             raise UserError(
@@ -103,12 +96,8 @@ class Pruner:
             self._catch_up()
         self._enforce_masks()
         self.remove_hooks()
-        if self.step >= self.problem.steps and abs(self.sparsity - self.target_sparsity) > NEAR:
-            warnings.warn(
-                f"{self!r} ended at sparsity {self.sparsity:.3f}: its plan has not reached {self.target_sparsity:g} by "
-                f"then, or this is the nearest whole number of groups; set more steps, or smaller groups",
-                stacklevel=2,
-            )
+        if self.step >= self.problem.steps:
+            warn_of_missed_sparsity(repr(self), self.sparsity, self.target_sparsity)
         return self.masks
 
     def remove_hooks(self) -> None:
@@ -146,10 +135,9 @@ class Pruner:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from `state_dict`; call it after model and optimizer are loaded, before the first forward pass.
 
-        Raises: UserError if it is of another method, T or sparsity.
+        Raises: UserError if it is of another method, T, sparsity or model, or no state of a pruner.
         """
-        if saved["plan"] != self._plan_key:
-            raise UserError(f"this state is of {saved['plan']}, and the pruner of {self._plan_key}; attach as before")
+        check_state(saved, self._plan_key, self.problem.targets)
         with untouched_weights(self.problem):
             state = self._started.state
         device = next(iter(state.masks.values())).device
@@ -181,7 +169,8 @@ class Pruner:
             self._run.phases, self._run.sparsity = self.phases, self.target_sparsity
         return self._run
 
-    def _before_forward(self, *_: Any) -> None:
+    def before_forward(self) -> None:
+        """Do what is due before a forward pass; the hook on the model calls it."""
         if self._busy:
             return
         self._steps.begin_forward()

@@ -7,14 +7,15 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
+from sparsesoup.core.errors import UserError
 from sparsesoup.runs.trackers import TRACKERS
 
 # Arguments of a Trainer that our loop takes over.
 HONOURED = {
     "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs",
     "weight_decay", "warmup_ratio", "warmup_steps", "max_grad_norm", "seed", "bf16", "label_smoothing_factor", "fp16",
-    "tf32", "gradient_checkpointing", "torch_compile", "full_determinism", "eval_strategy", "eval_steps",
-    "batch_eval_metrics", "label_names", "remove_unused_columns", "disable_tqdm",
+    "tf32", "gradient_checkpointing", "activation_checkpointing", "torch_compile", "full_determinism", "eval_strategy",
+    "eval_steps", "batch_eval_metrics", "label_names", "remove_unused_columns", "disable_tqdm",
 }  # fmt: skip
 # Those that change neither the training nor its scores, nor ask for something that our loop leaves out.
 HARMLESS = {
@@ -22,13 +23,15 @@ HARMLESS = {
     "eval_use_gather_object", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "skip_memory_metrics",
     "include_num_input_tokens_seen", "average_tokens_across_devices", "local_rank", "ddp_timeout", "project",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "prediction_loss_only",  # scores are computed if there is a compute_metrics
     "dataloader_multiprocessing_context", "dataloader_in_order", "dataloader_drop_last",
 }  # fmt: skip
-HARMLESS_GROUPS = ("logging_", "log_", "hub_", "trackio_")  # hub_: push_to_hub is named
+HARMLESS_GROUPS = ("logging_", "log_", "hub_", "trackio_", "ddp_")  # hub_: push_to_hub is named; ddp_: one process
 OWN_LOOP = (  # methods of a Trainer that our loop does not call
     "training_step", "create_optimizer", "create_scheduler", "get_train_dataloader", "get_eval_dataloader",
     "prediction_step", "evaluation_loop", "evaluate",
 )  # fmt: skip
+PARTS = ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs", "evaluator")  # evaluator: of sentence-transformers
 LIBRARIES = ("transformers", "trl", "sentence_transformers")
 
 
@@ -38,6 +41,30 @@ def without_unused_columns(trainer: Trainer, dataset: Any) -> Any:
     if own or not isinstance(dataset, Dataset) or not trainer.args.remove_unused_columns:
         return dataset
     return trainer._remove_unused_columns(dataset, description="pruning")
+
+
+def collator_of(trainer: Trainer) -> Any:
+    """Return the collator of a Trainer; it leaves out the unused columns of rows that are no table."""
+    own = type(trainer).get_train_dataloader is not Trainer.get_train_dataloader
+    data = (trainer.train_dataset, trainer.eval_dataset)
+    if own or all(rows is None or isinstance(rows, Dataset) for rows in data):
+        return trainer.data_collator
+    return trainer._get_collator_with_removed_columns(trainer.data_collator, "pruning")
+
+
+def check_metrics(trainer: Trainer, other: Any) -> None:
+    """Raise a UserError if a Trainer's metrics are of generated tokens, which our loop does not make.
+
+    Args:
+        other: `compute_metrics` that take their place, or None.
+    """
+    metrics = trainer.compute_metrics if other is None else None
+    if metrics is not None and getattr(trainer.args, "predict_with_generate", False):
+        raise UserError(
+            "this one is for generated tokens (predict_with_generate=True), and while pruning it would get logits; "
+            "give compute_metrics=... for logits, or set the Trainer's to None and generate afterwards",
+            "compute_metrics",
+        )
 
 
 def warmup_ratio_of(args: Any) -> float:
@@ -73,7 +100,7 @@ def ignored_parts(trainer: Trainer, trackers: Sequence[str]) -> list[str]:
         trackers: those that are reported to.
     """
     own = [name for name in OWN_LOOP if _library(getattr(type(trainer), name, None)) not in LIBRARIES]
-    given = [name for name in ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs") if getattr(trainer, name, None)]
+    given = [name for name in PARTS if getattr(trainer, name, None)]
     methods = [f"{type(trainer).__name__}.{name}" for name in own]
     return [*_ignored_arguments(trainer.args, trackers), *given, *methods, *_ignored_callbacks(trainer)]
 
