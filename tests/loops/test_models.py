@@ -17,6 +17,7 @@ from sparsesoup.methods.isp import InstantSoup
 from sparsesoup.methods.soft_movement_and_l0 import SoftMovement
 from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, prunable
 
+pytestmark = pytest.mark.filterwarnings("ignore:before the first weights are masked a weight can travel")
 NO_CHANGE = InstantSoup(stages=3, weak_masks=2, budget="extra", look_ahead=0.05)  # at sparsity 0
 
 

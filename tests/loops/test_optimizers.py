@@ -14,6 +14,8 @@ from sparsesoup.core.masks import Masks, count_kept
 from sparsesoup.loops.attach import attach
 from tiny_loops import BATCHES, KEPT, STEPS, Loop, loss_of, make_optimizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:before the first weights are masked a weight can travel")
+
 
 class Drifting(torch.optim.AdamW):
     """A subclass of AdamW that moves every weight, those without a gradient too."""

@@ -15,6 +15,8 @@ from sparsesoup.loops.attach import attach
 from tiny_bert import bert
 from tiny_loops import Loop
 
+pytestmark = pytest.mark.filterwarnings("ignore:before the first weights are masked a weight can travel")
+
 
 def pruned(steps=12):
     problem = bert(steps=steps)
