@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import multiprocessing.forkserver
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -47,10 +48,13 @@ PRELOADED = ("sparsesoup.runs.run", "sparsesoup.study.execute.jobs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that none of them is still at work when all others are done."""
+    """Begin with the files that take longest, so that none of them is still at work when all others are done.
+
+    One that was never measured may be long too.
+    """
     measured = Path(__file__).parents[1] / "benchmarks" / "results" / "tests" / "cpu.json"
     seconds = json.loads(measured.read_text(encoding="utf-8"))["files"]
-    items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], 0.0))
+    items.sort(key=lambda item: -seconds.get(item.nodeid.partition("::")[0], math.inf))
 
 
 def pytest_collection_finish() -> None:
@@ -66,6 +70,7 @@ def _alone() -> Iterator[None]:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(multiprocessing.forkserver, "set_forkserver_preload", lambda names: preload([*names, *PRELOADED]))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # by default 15: its workers would wait for all tests beside them
         patch.delenv("SPARSESOUP_DATA", raising=False)
         yield
 
@@ -176,10 +181,11 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 class Watch(Observer):
-    """An observer that keeps the records of all steps, and the masks that the run took with what they cut."""
+    """An observer that keeps the records of all steps and validations, and the masks of the run with what they cut."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
         self.pruned: list[Masks] = []
         self.state: TrainState | None = None
         self.before: list[dict[str, Tensor]] = []  # the weights just before each pruning
@@ -187,6 +193,9 @@ class Watch(Observer):
     def step(self, record: Mapping[str, Any]) -> None:
         if record:  # a batch of the validation has none
             self.records.append(dict(record))
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        self.evaluations.append(dict(record))
 
     def curve(self, name: str, label: str = "main") -> list[Any]:
         return [r[name] for r in self.records if r["label"] == label]

@@ -31,7 +31,7 @@ openvino = require_library("openvino")  # which reports to its makers where it i
 LARGE = graphs.LARGE
 CASES = [  # family, what is gone, type of its weights, bytes above which they lie beside the file, settings
     ("roberta", SOME, torch.float32, LARGE, {}),
-    ("xlm-roberta", SOME, torch.float32, LARGE, {}),  # with a span head
+    ("xlm-roberta", SOME, torch.float32, LARGE, {}),  # RoBERTa's blocks, with a span head
     ("electra", EVEN, torch.float32, LARGE, {"opset": 18}),
     ("distilbert", {}, torch.float32, 1000, {}),
     ("vit", SOME, torch.float64, LARGE, {}),
@@ -55,7 +55,10 @@ def said_alone(folder) -> str:
     return subprocess.run(call, check=True, env=clean, cwd=folder, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize(("name", "plan", "dtype", "large", "more"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "plan", "dtype", "large", "more"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] * (case[0] == "roberta")) for case in CASES],
+)
 def test_onnx_runtime_answers_as_the_masked_model(name, plan, dtype, large, more, tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "LARGE", large)
     source = pruned(tmp_path / "source", name, plan, dtype)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import same, tiny
+from conftest import Watch, same, tiny
 from sparsesoup.core import masks as algebra
 from sparsesoup.core.errors import UserError
 from sparsesoup.core.granularity import Block, Column, Row
 from sparsesoup.core.masks import Masks
 from sparsesoup.methods import METHODS, TABLE
+from sparsesoup.training.checkpoint import Checkpointer
 from sparsesoup.training.config import TrainingOverrides
+from sparsesoup.training.cost import CostTracker
 from tiny_runs import method, run
 
 SPARSE = [name for name, row in TABLE.items() if not row.dense]
@@ -204,6 +206,32 @@ def test_no_run_asks_for_more_than_it_was_given(name: str, sparsity: float, fold
     weak = [r for r in done.watch.records if r["label"] == "weak"]
     charged = len(weak) if done.ticket.notes.get("budget") == "included" else 0
     assert last["step"] == done.problem.steps - charged
+
+
+@pytest.mark.parametrize(("name", "sparsity"), EVERY)
+def test_validation_during_training_changes_no_bit(name: str, sparsity: float, folder: Path) -> None:
+    plain, watch = run(name, sparsity, folder), Watch()
+    problem = replace(plain.problem, training=replace(plain.problem.training, eval_steps=7), observer=watch,
+                      meter=CostTracker(), checkpointer=Checkpointer(CostTracker()))  # fmt: skip
+    found = method(name, folder).run(problem, sparsity)
+    assert same(found.masks, plain.ticket.masks)
+    assert same(found.weights, plain.ticket.weights)
+    assert found.metrics == plain.ticket.metrics
+    notes = dict(found.notes)
+    curve = notes.pop("evaluations")
+    assert notes == plain.ticket.notes
+    assert [{"label": "evaluation", **row} for row in curve] == watch.evaluations
+    steps = [r["step"] for r in watch.records if r["label"] == "main" and r["step"] % 7 == 0]
+    assert [row["step"] for row in curve] == steps
+    assert steps
+    mine, others = (
+        {label: {k: v for k, v in cost.items() if k != "seconds"} for label, cost in ticket.cost.items()}
+        for ticket in (found, plain.ticket)
+    )
+    extra = mine.pop("evaluation")
+    assert mine == others
+    assert extra["examples"] == len(curve) * len(problem.validation)
+    assert extra["steps"] == 0
 
 
 @pytest.mark.parametrize(("name", "sparsity"), cases(DENSE, 0.0))

@@ -44,8 +44,15 @@ def test_led_by_the_density_the_threshold_alone_comes_near_the_sparsity(name: st
     assert count_kept(ticket.masks) == round((1 - sparsity) * 2000)
 
 
-@pytest.mark.parametrize("factor", [0.02, 0.001, 3.0])
-@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize(
+    ("factor", "sparsity"),
+    [
+        (0.02, 0.5),
+        (0.001, 0.9),
+        (3.0, 0.5),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0.02, 0.9), (0.001, 0.5), (3.0, 0.9))),
+    ],
+)
 @pytest.mark.parametrize("make", [SoftMovement, HardConcreteL0])
 def test_the_threshold_alone_comes_near_the_sparsity_where_gradients_change(
     make: Any, sparsity: float, factor: float

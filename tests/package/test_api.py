@@ -26,12 +26,12 @@ from sparsesoup import (
     compare,
     prune,
 )
+from sparsesoup.cli.main import main
 from sparsesoup.core.granularity import Block
 from sparsesoup.core.plugins import load_plugins
 from sparsesoup.methods import TABLE, row_of
 from sparsesoup.training.config import DistillConfig
 from tiny_hub import offline, sentences, write_rows
-from tiny_hub import sparsesoup as sparsesoup_command
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(sparsesoup.__file__)
@@ -56,25 +56,6 @@ def test_every_public_name_is_there_typed_and_offered_for_completion() -> None:
         sparsesoup.prun  # noqa: B018
     for method in METHODS.values():
         assert type(method).__name__ in sparsesoup.__all__
-
-
-@pytest.mark.integration
-def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
-    script = tmp_path / "use.py"
-    script.write_text(
-        "import sparsesoup\n"
-        "run = sparsesoup.prune(sparsesoup.InstantSoup(stages=3), model='minilm', sparsity=0.5)\n"
-        "reveal_type(run.path)\nreveal_type(sparsesoup.prune)\nsparsesoup.prune('isp', sparsity='much')\n",
-        encoding="utf-8",
-    )
-    # With the settings and the cache of `make check`: those of a user without settings would take 40 seconds.
-    own = ["--cache-dir", str(ROOT / ".mypy_cache"), "--config-file", str(ROOT / "pyproject.toml")]
-    line = [sys.executable, "-m", "mypy", *own, str(script)]
-    said = subprocess.run(line, capture_output=True, text=True, check=False, env=offline()).stdout
-    assert 'Revealed type is "pathlib' in said
-    assert "def (name: " in said
-    assert said.count("error:") == 1
-    assert 'No overload variant of "prune" matches argument types "str", "str"' in said
 
 
 def test_a_method_as_an_object_is_the_run_of_its_name_and_settings(place: Path, tmp_path: Path, monkeypatch) -> None:
@@ -240,53 +221,48 @@ print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
 
 
 @pytest.mark.integration
-def test_a_method_of_another_package_works_like_one_of_ours(plugin: Path, place: Path, tmp_path: Path) -> None:
-    words = ["--model", "bert", "--dataset", "reviews", "--steps", "20", "--sparsity", "0.5", "--train.batch-size", "8"]
-    calls = [
-        ["methods"],
-        ["prune", "halves", *words, "--method.first", "0.25", "--out", str(tmp_path / "runs")],
-        ["prune", "halves", "--method.frist", "1"],
-    ]
-    done = run_with(plugin, json.dumps(calls), cwd=place, start=("-c", CALLS))
-    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 2], done.stderr
-    assert "\nhalves " in done.stdout
-    assert "--method.first" in done.stderr.splitlines()[-1]
-    (run,) = (tmp_path / "runs").glob("*/halves-*/seed-0")
-    assert (run / "report.html").is_file()
-
-
-@pytest.mark.integration
-def test_a_task_of_another_package_works_like_one_of_ours(place: Path, tmp_path: Path) -> None:
-    """The guide's own example: a file, one line."""
-    guide = (Path(__file__).parents[2] / "docs" / "guides" / "extend.md").read_text(encoding="utf-8")
+def test_a_method_and_a_task_of_other_packages_work_like_ours(plugin: Path, place: Path, tmp_path: Path) -> None:
+    """The task is the guide's own example: a file, one line."""
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text(encoding="utf-8")
     code = next(block.split("```")[0] for block in guide.split("```python\n") if "class Tagging" in block)
-    site = installed(tmp_path / "site", "tagging", code, "[sparsesoup.tasks]\ntagging = tagging:TAGGING\n")
+    installed(plugin, "tagging", code, "[sparsesoup.tasks]\ntagging = tagging:TAGGING\n")
     for split, count in (("train", 80), ("test", 20)):
         rows = [(text, ["long"] * (len(text) > 40) + ["good"] * label) for text, label in sentences(count, count)]
         write_rows(tmp_path / "tagged" / f"{split}.jsonl", ("text", "tags"), rows)
     write_rows(tmp_path / "wrong" / "train.jsonl", ("text", "tags"), [*rows, ("so it goes", None)])
     recipe = tmp_path / "study.yaml"
     recipe.write_text(
-        f"models: {place / 'bert'}\ndatasets: {tmp_path / 'tagged'}\nmethods: [dense, magnitude]\nsteps: 150\n"
+        f"models: {place / 'bert'}\ndatasets: {tmp_path / 'tagged'}\nmethods: [dense, halves]\nsteps: 100\n"
         "seeds: 0\nsparsities: 0.5\ntrain: {batch_size: 8, learning_rate: 0.003}\n"
     )
-    line = ["prune", "dense", "--model", str(place / "bert"), "--dataset", str(tmp_path / "wrong"), "--steps", "1"]
+    tagged, wrong = (
+        ["--model", str(place / "bert"), "--dataset", str(tmp_path / name), "--out", str(tmp_path / "more")]
+        for name in ("tagged", "wrong")
+    )
     calls = [
+        ["methods"],
         ["compare", "--config", str(recipe), "--out", str(tmp_path / "runs")],
-        [*line, "--out", str(tmp_path / "more")],
+        ["prune", "halves", *tagged, "--steps", "4", "--sparsity", "0.5", "--method.first", "0.25"],
+        ["prune", "halves", "--method.frist", "1"],
+        ["prune", "dense", *wrong, "--steps", "1"],
     ]
-    done = run_with(site, json.dumps(calls), cwd=tmp_path, start=("-c", CALLS))
-    assert json.loads(done.stdout.splitlines()[-1]) == [0, 2], done.stderr
-    assert "row 20 has None" in done.stderr.splitlines()[-1]
+    done = run_with(plugin, json.dumps(calls), cwd=tmp_path, start=("-c", CALLS))
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, 0, 0, 2, 2], done.stderr
+    assert "\nhalves " in done.stdout
     assert "data: 2 tags in column tags from column text" in done.stderr
-    (run,) = (tmp_path / "runs").rglob("magnitude-*/seed-0")
+    refusals = done.stderr.splitlines()[-2:]
+    assert "--method.first" in refusals[0]
+    assert "row 20 has None" in refusals[1]
+    (alone,) = (tmp_path / "more").glob("*/halves-*/seed-0")
+    assert (alone / "report.html").is_file()
+    (run,) = (tmp_path / "runs").rglob("halves-*/seed-0")
     report = json.loads((run / "report.json").read_text())
     assert report["task"] == "2 tags in column tags from column text"
     assert 0.6 < report["test"]["micro_f1"] <= 1
     assert "micro_f1" in (run / "report.html").read_text()
     config = json.loads((run / "model" / "config.json").read_text())
     assert (config["problem_type"], config["id2label"]["0"]) == ("multi_label_classification", "good")
-    assert sparsesoup_command(*line, cwd=tmp_path).returncode == 2  # not without the plugin
+    assert main(["prune", "dense", *tagged, "--steps", "1"]) == 2  # not without the plugin
 
 
 @pytest.mark.parametrize(

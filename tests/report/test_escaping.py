@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 from huggingface_hub import ModelCard
@@ -157,14 +156,13 @@ def test_no_escape_sequence_reaches_the_terminal(hostile, capsys, tmp_path):
         assert not CONTROL.search((said.out + said.err).replace("\n", "")), line
 
 
-def test_a_terminal_has_its_own_colours_and_nobody_elses(hostile):
-    script = "import sys; from sparsesoup.cli.main import main; main(['show', sys.argv[1]])"
-    environment = os.environ | {"FORCE_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", script, hostile], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "\x1b[1m" in done.stdout  # ours: bold
-    assert "\x1b[31m" not in done.stdout
-    assert "\\x1b[31m" in done.stdout
+def test_a_terminal_has_its_own_colours_and_nobody_elses(hostile, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert main(["show", str(hostile)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b[1m" in shown  # ours: bold
+    assert "\x1b[31m" not in shown
+    assert "\\x1b[31m" in shown
 
 
 def test_a_table_on_a_terminal_shows_all_of_a_cell(capsys):

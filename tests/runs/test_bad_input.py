@@ -19,6 +19,7 @@ from sparsesoup.core.errors import UserError
 from sparsesoup.core.timing import time_interleaved
 from sparsesoup.runs.yaml_text import dump_yaml, read_yaml
 from tiny_hub import (
+    MAIN,
     base_model,
     checkpoint,
     listing,
@@ -596,7 +597,10 @@ def test_code_of_a_checkpoint_runs_only_if_asked_to(place, refused, tmp_path, mo
         refused(line, "cannot load model", "own")
     assert not (tmp_path / "payload-ran").exists()
     if not known:
-        asked = sparsesoup_alone(*line, "--trust-remote-code", "true", cwd=tmp_path)
+        modules = (
+            "import os, transformers.dynamic_module_utils as m\nm.HF_MODULES_CACHE = os.environ['HF_MODULES_CACHE']"
+        )
+        asked = sparsesoup(*line, "--trust-remote-code", "true", cwd=tmp_path, wrap=f"{modules}\n{MAIN}")
         assert (tmp_path / "payload-ran").exists(), asked.stderr
 
 

@@ -18,7 +18,7 @@ import pytest
 from processes import children, command_of
 from sparsesoup.cli.main import main
 from sparsesoup.study.execute import ray_executor as module
-from sparsesoup.study.execute.ray_connect import QUICK, STORE, connect_ray, portable_environment
+from sparsesoup.study.execute.ray_connect import ALONE, QUICK, STORE, connect_ray, portable_environment
 from tiny_hub import weights_equal, without_seconds
 from tiny_studies import ISP, RECIPE, begun, study, write_recipe
 
@@ -54,18 +54,23 @@ def write(**changes):
     write_recipe(PART | changes)
 
 
-def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder, undisturbed):
+def compare_here(out="here"):
+    """Run the study in this process."""
+    assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", out]) == 0
+
+
+def test_two_nodes_give_the_same_bits_as_one_process(two_nodes, folder):
+    write(seeds=[0])
+    compare_here()
     flags = ["--address", two_nodes.address, "--workers-per-run", "2"]
     assert begun("--executor", "ray", *flags).wait(300) == 0, Path("said.txt").read_text()
-    mine, theirs = without_seconds(study()), without_seconds(study(out=undisturbed))
+    mine, theirs = without_seconds(study()), without_seconds(study(out="here"))
     assert mine["failed"] == []
-    assert len(mine["runs"]) == 4
-    known = {found["run"]: found for found in theirs["runs"]}
+    assert len(mine["runs"]) == 2
+    assert mine == theirs
     for found in mine["runs"]:
-        assert found == known[found["run"]]
-        assert weights_equal(folder / "runs" / found["run"], undisturbed / found["run"])
-    said = Path("said.txt").read_text()
-    assert said.count(": training ") == 4
+        assert weights_equal(folder / "runs" / found["run"], folder / "here" / found["run"])
+    assert Path("said.txt").read_text().count(": training ") == 2
     assert not list(folder.glob("runs/.shared-*"))
 
 
@@ -74,17 +79,17 @@ def below(pid, command):
     return [child for child in children(pid) if command_of(child).startswith(command)]
 
 
-def until(process, happened):
+def until(process, happened, pause=0.05):
     """Wait until something has happened; it has to while the process works."""
     last = time.monotonic() + 300
     while not happened():
         assert process.poll() is None, Path("said.txt").read_text()
         assert time.monotonic() < last
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def at_work(node):
-    """Processes of a node that draw a cell."""
+    """Processes of a node that run a trial."""
     return [
         pid for raylet in node.all_processes["raylet"] for pid in below(raylet.process.pid, "ray::TrialActor.run_job")
     ]
@@ -102,22 +107,35 @@ def listening(pid):
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
-def test_a_ray_that_is_started_here_is_reached_from_this_machine_alone(folder):
-    write(methods=["magnitude"], seeds=[0])
-    process, heard = begun("--executor", "ray", "--workers", "1"), {}
-    while process.poll() is None:
-        for pid in [process.pid, *children(process.pid)]:
+def test_a_ray_that_is_started_here_is_reached_from_this_machine_alone_and_ends_with_its_driver(folder):
+    """The driver is killed while it trains; begun again, it ends as if nothing had happened."""
+    write(methods=["magnitude"], seeds=[0], steps=100)
+    compare_here()
+    flags, heard = ("--executor", "ray", "--workers", "1"), {}
+    process = begun(*flags)
+
+    def works():
+        """Note who listens where; is a trial at work?"""
+        family = [process.pid, *children(process.pid)]
+        for pid in family:
             if addresses := listening(pid):
                 heard.setdefault(os.path.basename(re.split(r"[ \0]", command_of(pid))[0]), set()).update(addresses)
-        time.sleep(0.5)
-    assert process.returncode == 0, Path("said.txt").read_text()
+        return any(command_of(pid).startswith("ray::TrialActor.run_job") for pid in family)
+
+    until(process, works, pause=0.1)
     assert {"gcs_server", "raylet"} <= heard.keys()
     assert any(name.startswith("ray::") for name in heard)
     assert set().union(*heard.values()) <= LOOPBACK, heard
+    process.kill()
+    process.wait(60)
+    assert begun(*flags).wait(300) == 0, Path("said.txt").read_text()
+    assert without_seconds(study()) == without_seconds(study(out="here"))
 
 
-def test_a_ray_that_others_would_reach_is_ended_again(folder, capsys):
+def test_a_ray_that_others_would_reach_is_ended_again(folder, capsys, monkeypatch):
     """It was imported by these tests, before it could be told."""
+    for name in ALONE:
+        monkeypatch.setenv(name, "1")  # and so taken back: the next driver joins a cluster
     if ray.util.get_node_ip_address().startswith("127."):
         pytest.skip("no other machine reaches this one")
     assert "Ray would listen at" in refused(capsys, "--workers", "1")[0]
@@ -143,7 +161,7 @@ def test_nodes_get_settings_and_no_secrets(monkeypatch):
 def test_a_dead_worker_a_lost_node_and_a_dead_driver_change_nothing(folder):
     """Each at work when it dies: first the driver, then a worker of the second node, then that node."""
     write(steps=300, seeds=[0, 1, 2])
-    assert main(["compare", "--config", "small.yaml", "--threads", "1", "--out", "here"]) == 0
+    compare_here()
     cluster, said = Cluster(initialize_head=True, head_node_args=NODE), Path("said.txt")
     try:
         flags = ["--executor", "ray", "--address", cluster.address, "--retries", "9"]

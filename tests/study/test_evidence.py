@@ -88,22 +88,29 @@ def test_a_table_of_the_documents_is_drawn_from_what_a_study_writes(study):
     assert "points over 2 seeds: " in tables.verdicts(study, "sparse-chance")
 
 
-def test_the_runs_of_a_study_are_timed_beside_their_scores(finished, study):
-    timed = finished / "runs/studies/timed/study.json"  # a timing takes seconds: of a row that is cut, and of dense
-    pairs = [("dense", 0), ("cut-50", 0), ("cut-50", 1)]
-    study["runs"] = [each for each in study["runs"] if (each["row"], each["seed"]) in pairs]
+def test_the_runs_of_a_study_are_timed_beside_their_scores(finished, study, monkeypatch):
+    """A timing takes seconds: of a row that is cut, once on both backends and once on torch alone."""
+    timed = finished / "runs/studies/timed/study.json"
+    study["runs"] = [each for each in study["runs"] if each["row"] == "cut-50"]
     timed.parent.mkdir()
     timed.write_text(json.dumps(study))
     before = listing(finished / "runs")
     words = ["timed", "--out", finished / "runs", "--results", finished / "results", "--rounds", 3]
+
+    def results():
+        return json.loads((finished / "results" / "timed.json").read_text())["runs"]
+
     run("curve", *words, "--seed", 0)
+    (first, untimed), backends = results(), {"torch", "onnxruntime"}
+    assert untimed.keys() == first.keys() - {"timed", "speed"}
+    monkeypatch.setattr(script("curve"), "BACKENDS", ("torch",))
     run("curve", *words, "--seed", 1)
-    result = json.loads((finished / "results" / "timed.json").read_text())
-    assert [{k: v for k, v in each.items() if k not in ("timed", "speed")} for each in result["runs"]] == study["runs"]
-    forms = [(each["row"], each["speed"]["torch"]["form"]) for each in result["runs"]]
-    assert forms == [("dense", "as it is"), ("cut-50", "compact"), ("cut-50", "compact")]
-    for speed in (each["speed"] for each in result["runs"] if each["row"] == "cut-50"):
-        assert speed.keys() == {"torch", "onnxruntime"}
+    assert results()[0] == first  # the runs of other seeds keep their speeds
+    for found, plain, names in zip(results(), study["runs"], (backends, {"torch"}), strict=True):
+        assert {k: v for k, v in found.items() if k not in ("timed", "speed")} == plain
+        speed = found["speed"]
+        assert speed.keys() == names
+        assert speed["torch"]["form"] == "compact"
         assert speed["torch"]["flops_ratio"] > 1.2  # of a tiny model: half of its blocks, and a head that stays
         assert speed["torch"]["quartiles"][0] <= speed["torch"]["faster"] <= speed["torch"]["quartiles"][1]
     assert listing(finished / "runs") == before

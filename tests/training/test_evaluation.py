@@ -36,17 +36,6 @@ LAST_PRUNING = {
 }
 
 
-class Curve(Watch):
-    """An observer that also keeps the validations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.evaluations: list[dict[str, Any]] = []
-
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        self.evaluations.append(dict(record))
-
-
 def costs(ticket: Ticket) -> dict[str, dict[str, float]]:
     return {label: {k: v for k, v in c.items() if k != "seconds"} for label, c in ticket.cost.items()}
 
@@ -56,32 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tickets")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_validation_during_training_changes_no_bit(name: str, folder: Path) -> None:
-    share, watch = 0.0 if TABLE[name].dense else 0.6, Curve()
-    plain = run(name, share, folder)
-    problem = replace(plain.problem, training=replace(plain.problem.training, eval_steps=7), observer=watch,
-                      meter=CostTracker(), checkpointer=Checkpointer(CostTracker()))  # fmt: skip
-    found = method(name, folder).run(problem, share)
-    assert same(found.masks, plain.ticket.masks)
-    assert same(found.weights, plain.ticket.weights)
-    assert found.metrics == plain.ticket.metrics
-    notes = dict(found.notes)
-    curve = notes.pop("evaluations")
-    assert notes == plain.ticket.notes
-    assert [{"label": "evaluation", **row} for row in curve] == watch.evaluations
-    steps = [r["step"] for r in watch.records if r["label"] == "main" and r["step"] % 7 == 0]
-    assert [row["step"] for row in curve] == steps
-    assert steps
-    mine = costs(found)
-    extra = mine.pop("evaluation")
-    assert mine == costs(plain.ticket)
-    assert extra["examples"] == len(curve) * len(problem.validation)
-    assert extra["steps"] == 0
-
-
 def test_a_sparsity_stands_beside_each_score() -> None:
-    watch = Curve()
+    watch = Watch()
     METHODS["gradual"].run(tiny(training=replace(TRAINING, eval_steps=20), observer=watch), 0.5)
     by_step = {r["step"]: r["sparsity"] for r in watch.records}
     assert [(row["step"], row["sparsity"]) for row in watch.evaluations] == [(s, by_step[s]) for s in (20, 40, 60)]
@@ -168,7 +133,7 @@ def test_methods_that_end_with_one_training_at_final_masks_may_stop_and_others_r
 @pytest.mark.parametrize("name", ["gradual", "imp-rewind", "isp", "movement", "hybrid-filled", "platon", "dense"])
 def test_masks_are_final_from_the_step_that_the_plan_names(name: str, folder: Path) -> None:
     """With a patience of 1 and scores that only fall, it stops at the second validation of the final masks."""
-    share, watch = 0.0 if TABLE[name].dense else 0.6, Curve()
+    share, watch = 0.0 if TABLE[name].dense else 0.6, Watch()
     scores = iter(-float(i) for i in range(1000))
     problem = tiny(
         training=replace(TRAINING, eval_steps=1, early_stopping_patience=1), observer=watch,
