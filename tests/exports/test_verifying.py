@@ -71,7 +71,8 @@ def test_every_export_predicts_the_whole_test_split_as_the_run_does(
     found = facts["verified"]
     assert (found["rows"], found["same"]) == (rows, rows)  # of test.csv, or of validation.jsonl
     assert found["largest_difference"] <= tolerance
-    assert (found["largest_difference"] > 0) == bool(tolerance)
+    if words[0] == "packed":  # its weights are rounded; others may be equal to the bit, by CPU
+        assert found["largest_difference"] > 0
     assert found["scores"] == found["scores_of_source"] == opened[source]
     assert found["without_sparsesoup"] == alone
     assert ("sparsesoup." in facts["load"]) != alone

@@ -232,7 +232,7 @@ def test_a_method_and_a_task_of_other_packages_work_like_ours(plugin: Path, plac
     write_rows(tmp_path / "wrong" / "train.jsonl", ("text", "tags"), [*rows, ("so it goes", None)])
     recipe = tmp_path / "study.yaml"
     recipe.write_text(
-        f"models: {place / 'bert'}\ndatasets: {tmp_path / 'tagged'}\nmethods: [dense, halves]\nsteps: 100\n"
+        f"models: {place / 'bert'}\ndatasets: {tmp_path / 'tagged'}\nmethods: [dense, halves]\nsteps: 150\n"
         "seeds: 0\nsparsities: 0.5\ntrain: {batch_size: 8, learning_rate: 0.003}\n"
     )
     tagged, wrong = (
