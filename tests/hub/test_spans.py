@@ -217,7 +217,7 @@ def test_squads_columns_are_known_in_both_forms_and_under_other_names():
     for each in (row, flat):
         assert infer_task(rows_of(each), "x", None, None) == QuestionAnswering()
         assert answers_of(rows_of(each), TASK, "x") == [list(zip(*row["answers"].values(), strict=True))]
-    renamed = rows_of({"passage": row["context"], "target": row["question"], "spans": row["answers"]})
+    renamed = rows_of({"passage": row["context"], "asked": row["question"], "spans": row["answers"]})
     task = infer_task(renamed, "x", ["asked", "passage"], "spans", 9)
     assert task == QuestionAnswering(("asked", "passage"), "spans", False, 9)
     assert encode_questions(renamed, replace(task, stride=None), tokenizer(True), 40)[0].lengths
