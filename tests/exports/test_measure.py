@@ -136,7 +136,8 @@ def test_the_time_of_what_flops_count_is_told_apart():
 def test_the_dense_model_of_a_compact_one_has_the_widths_before(name, plan, tmp_path):
     source = pruned(tmp_path / "source", name, plan)
     small = export(source, "compact", tmp_path / "small")
-    (subject,) = run_benchmark([small.path], BenchmarkConfig(batch=1, length=4, rounds=3, backends=("torch",)))
+    length = None if name == "vit" else 4
+    (subject,) = run_benchmark([small.path], BenchmarkConfig(batch=1, length=length, rounds=3, backends=("torch",)))
     assert subject["sizes"]["dense"]["parameters"] == sum(p.numel() for p in stock(source).parameters())
     assert subject["sizes"]["this"]["parameters"] == small.facts["sizes"]["parameters"][1]
     before = {row["layer"]: {key: row[key][0] for key in ("heads", "units")} for row in small.facts["layers"]}
@@ -245,7 +246,7 @@ def test_a_packed_export_is_measured_with_values_of_the_type_that_it_holds(tmp_p
 
 def test_tables_of_several_subjects_fit_a_terminal_whatever_their_paths():
     rows = [row("compile", "as it is", label="torch.compile", per_second=1234.0, dense_per_second=2.0)]
-    found = table(rows=rows, threads=1, rounds=3, length=8, failed={}, said=[])
+    found = table(rows=rows, threads=1, rounds=3, length=8, failed={}, summary=[])
     found["flops"] |= {"compact": 400}
     found["sizes"]["dense"] |= {"parameters": 8}
     found["sizes"]["this"] |= {"parameters": 4, "nonzero": 4}
